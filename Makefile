@@ -1,0 +1,44 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TEST_FLAGS ?=
+
+.PHONY: help setup demo test test-slow lint format clean
+
+help:
+	@echo "make demo          train every stage on the built-in data (CPU), then open runs/demo/report.html"
+	@echo "make demo QUICK=1  the same page after about three minutes, with whatever quality it reached"
+	@echo "make test          the tests (slow ones left out); make test-slow runs those"
+	@echo "make lint          ruff, formatting, import arrows"
+
+$(STAMP): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "TokenFlow needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.11 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,demo]"
+	@touch $(STAMP)
+
+setup: $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python -m pipelines.demo $(if $(QUICK),--quick)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow" $(TEST_FLAGS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow $(TEST_FLAGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --config setup.cfg
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf runs/demo .pytest_cache .ruff_cache

@@ -1,0 +1,187 @@
+"""Recipes: one YAML file a run, overridden on the command line, checked before any device is touched.
+
+Precedence: dataclass defaults < recipe file < command line. A recipe is a frozen dataclass made of the configuration
+classes that live beside the code they configure; unknown keys, wrong types and values that make no sense are errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, NoReturn, TypeVar
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+RecipeT = TypeVar("RecipeT")
+
+RECIPES = Path(__file__).resolve().parent.parent / "pipelines" / "recipes"
+"""Where the shipped recipes lie: `<stage>/<name>.yaml`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How a run is started: everything that does not change what is computed."""
+
+    output: Path
+    """The run's own folder: checkpoints, metrics.jsonl, exported model."""
+    ds_config: Path | None
+    """DeepSpeed JSON: ZeRO stage, offload and buckets; everything else belongs to the recipe."""
+    resume: str
+    """`auto` (newest valid checkpoint of this run's folder, or a fresh start), `none`, or the path of a checkpoint."""
+    init_from: str | None
+    """Weights to start from; optimisers, schedules and data order start afresh."""
+    dry_run: bool
+    """Print what would run (parameters, memory, recipe), then stop."""
+
+    def deepspeed(self) -> dict[str, Any]:
+        """The DeepSpeed JSON as a dictionary; empty (ZeRO off) when none was given."""
+        return {} if self.ds_config is None else read_json(self.ds_config)
+
+
+@dataclass(frozen=True)
+class Parsed(Generic[RecipeT]):
+    """A command line, read: the recipe and how to launch it."""
+
+    recipe: RecipeT
+    launch: Launch
+
+
+def parse(
+    recipe_class: type[RecipeT], argv: Sequence[str] | None = None, *, stage: str, description: str
+) -> Parsed[RecipeT]:
+    """Read a pipeline's command line.
+
+    Args:
+        recipe_class: Frozen dataclass whose fields become options (`--train.steps 100`, `--data.sources ...`).
+        argv: Arguments without the program name; the process's own by default.
+        stage: Folder under `pipelines/recipes`, so that `--recipe nano` finds the shipped file.
+        description: First line of `--help`.
+
+    Raises:
+        SystemExit: Unknown keys, wrong types or values, with one line that says which and why (exit code 2).
+    """
+    parser = _parser(recipe_class, description=description)
+    arguments = _prepare(list(sys.argv[1:] if argv is None else argv), stage=stage, parser=parser)
+    namespace = parser.parse_args(arguments)
+    try:
+        values = parser.instantiate(namespace)
+        launch = _launch(values)
+        recipe = recipe_class(**{f.name: values[f.name] for f in dataclasses.fields(recipe_class)})  # type: ignore[arg-type]
+    except ValueError as error:
+        _fail(parser, str(error))
+    return Parsed(recipe, launch)
+
+
+def load_recipe(recipe_class: type[RecipeT], path: str | Path) -> RecipeT:
+    """Read a recipe file without a command line (tests, tools, and a run's own `recipe.yaml`)."""
+    parser = _parser(recipe_class, description="", exit_on_error=False)
+    values = parser.instantiate(parser.parse_args(["--recipe", str(path)]))
+    return recipe_class(**{f.name: values[f.name] for f in dataclasses.fields(recipe_class)})  # type: ignore[arg-type]
+
+
+def to_dict(config: Any) -> Any:
+    """A configuration as plain dictionaries, lists and scalars, ready for YAML or JSON."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, dict):
+        return {key: to_dict(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [to_dict(value) for value in config]
+    return str(config) if isinstance(config, Path) else config
+
+
+def to_yaml(config: Any) -> str:
+    """A configuration as YAML, keys in the order of the dataclass."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=120)
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON object, with an error that names the file and the place.
+
+    Raises:
+        ValueError: The file is missing or is not a JSON object.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file; expected a JSON file such as deepspeed_configs/zero2.json") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON (line {error.lineno}: {error.msg}). Fix the file.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object at the top, got {type(value).__name__}")
+    return value
+
+
+def _parser(recipe_class: type, *, description: str, exit_on_error: bool = True) -> ArgumentParser:
+    parser = ArgumentParser(description=description, exit_on_error=exit_on_error)
+    parser.add_argument("--recipe", action=ActionConfigFile, help="YAML recipe: a path, or the name of a shipped one")
+    parser.add_class_arguments(recipe_class, None)
+    run = parser.add_argument_group("this run")
+    run.add_argument("--output", type=str | None, default=None, help="the run's folder (default: runs/<recipe name>)")
+    run.add_argument("--ds_config", type=str | None, default=None, help="DeepSpeed JSON, see deepspeed_configs/")
+    run.add_argument("--resume", type=str, default="auto", help="auto, none, or the path of a checkpoint")
+    run.add_argument("--init_from", type=str | None, default=None, help="start from these weights only")
+    run.add_argument("--dry_run", action="store_true", help="print parameters, memory and the recipe, then stop")
+    run.add_argument("--local_rank", type=int, default=-1, help="passed by the deepspeed launcher; not used")
+    return parser
+
+
+def _launch(values: Namespace) -> Launch:
+    output = values["output"] or f"runs/{values['name']}"
+    return Launch(
+        output=Path(output),
+        ds_config=Path(values["ds_config"]) if values["ds_config"] else None,
+        resume=values["resume"],
+        init_from=values["init_from"],
+        dry_run=values["dry_run"],
+    )
+
+
+def _prepare(arguments: list[str], *, stage: str, parser: ArgumentParser) -> list[str]:
+    """Put recipes first (the command line wins), resolve shipped names, and expand `--data PATH` to a source."""
+    recipes: list[str] = []
+    others: list[str] = []
+    words = iter(_split_equals(arguments))
+    for word in words:
+        if word not in ("--recipe", "--data"):
+            others.append(word)
+            continue
+        value = next(words, None)
+        if value is None:
+            _fail(parser, f"{word} expects a value")
+        if word == "--recipe":
+            recipes += ["--recipe", _find_recipe(value, stage=stage, parser=parser)]
+        else:
+            others += ["--data.sources", json.dumps([{"path": value}])]
+    return recipes + others
+
+
+def _split_equals(arguments: list[str]) -> list[str]:
+    words: list[str] = []
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        words += [name, value] if equals and name in ("--recipe", "--data") else [word]
+    return words
+
+
+def _find_recipe(value: str, *, stage: str, parser: ArgumentParser) -> str:
+    if Path(value).is_file():
+        return value
+    shipped = RECIPES / stage / f"{value}.yaml"
+    if shipped.is_file():
+        return str(shipped)
+    known = ", ".join(sorted(path.stem for path in (RECIPES / stage).glob("*.yaml"))) or "none"
+    _fail(parser, f"recipe {value!r} is neither a file nor a shipped recipe of {stage} ({known})")
+
+
+def _fail(parser: ArgumentParser, message: str) -> NoReturn:
+    parser.print_usage(sys.stderr)
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
