@@ -1,8 +1,8 @@
 """The built-in world: scenes of one to three coloured shapes on a plain background, drawn at any size.
 
-A scene is resolution-free (positions and radii are fractions of the picture's side) and is a function of (seed, split, index)
-alone. Objects never touch, backgrounds are grey, hues are far apart and a shape is at least ten pixels wide at 32x32: that is
-what lets `tokenflow.data.verifier` read every object back from pixels.
+A scene is resolution-free (positions and radii are fractions of the picture's side) and is a function of (seed, split,
+index) alone. Objects never touch, backgrounds are grey, hues are far apart and a shape is at least ten pixels wide at
+32x32: that is what lets `tokenflow.data.verifier` read every object back from pixels.
 
 Splits: "train" has no held-out (colour, shape) pair; "seen" has fresh scenes of training pairs; every "heldout" scene
 contains at least one held-out pair.
@@ -118,11 +118,9 @@ def coverage(item: SceneObject, image_size: int) -> np.ndarray:
 
 
 def draw(scene: Scene, image_size: int) -> np.ndarray:
-    """Draw a scene: uint8 [image_size, image_size, 3]. Raises ValueError below 16 pixels, where shapes blur together."""
+    """Draw a scene: uint8 [image_size, image_size, 3]; ValueError below 16 pixels, where shapes blur together."""
     if image_size < 16:
-        raise ValueError(
-            f"image_size {image_size} is too small to tell shapes apart; expected at least 16 (32 is usual)"
-        )
+        raise ValueError(f"image_size {image_size} cannot hold the shapes; expected at least 16, usually 32 or 64")
     ramp = (np.arange(image_size, dtype=np.float32) + 0.5) / image_size - 0.5
     grey = scene.background + scene.gradient[0] * ramp[None, :] + scene.gradient[1] * ramp[:, None]
     picture = np.repeat(255 * grey[:, :, None], 3, axis=2)
@@ -133,7 +131,7 @@ def draw(scene: Scene, image_size: int) -> np.ndarray:
 
 
 def relation(first: SceneObject, second: SceneObject) -> str | None:
-    """Where `first` lies as seen from `second`: "left of", "right of", "above", "below"; None when it is not clear-cut."""
+    """Where `first` lies to `second`: "left of", "right of", "above" or "below"; None when it is not clear-cut."""
     dx, dy = first.x - second.x, first.y - second.y
     if abs(dx) >= abs(dy) + _RELATION_MARGIN:
         return "left of" if dx < 0 else "right of"
@@ -161,9 +159,10 @@ class SceneSampler:
         return self.scene(index)
 
     def scene(self, index: int, *, kind: SceneKind | None = None) -> Scene:
-        """Scene number `index`, of one kind if given: "single", "pair" (two shapes, two colours), "group" (equal objects)
-        or "triple" (three shapes, three colours).
-        """  # noqa: D205
+        """Scene number `index`, of one kind if given.
+
+        Kinds: "single", "pair" (two shapes, two colours), "group" (equal objects), "triple" (three shapes and colours).
+        """
         rng = random.Random(f"{self.seed}/{self.split}/{index}/{kind}")
         chosen: SceneKind = kind or rng.choices(SCENE_KINDS, _KIND_WEIGHTS)[0]
         pairs = self._pairs(rng, chosen)
@@ -196,7 +195,7 @@ class SceneSampler:
 
 
 def _layout(rng: random.Random, count: int, *, clear_relation: bool) -> list[tuple[float, float, float]]:
-    """Places (x, y, radius) that neither touch one another nor the border; starts over when the last one finds no room."""
+    """Places (x, y, radius) that touch neither one another nor the border; starts over when one finds no room."""
     largest = _RADIUS[1] if count < 3 else 0.19
     while True:
         places: list[tuple[float, float, float]] = []

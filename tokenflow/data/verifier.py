@@ -1,9 +1,9 @@
 """Reads the objects of a built-in scene back from pixels, exactly: shape, colour, position, size and count.
 
-Backgrounds are grey, so the part of a pixel that is off the grey axis is the object's share of that pixel times the chroma
-of its colour, whatever the light. Connected regions of that share are objects; the hue names the colour, and the shape is
-the template that overlaps the share best. A region that fits no colour or no shape is read as "unknown", which no claim
-accepts: a smudge is an error, not a missing object.
+Backgrounds are grey, so the part of a pixel that is off the grey axis is the object's share of that pixel times the
+chroma of its colour, whatever the light. Connected regions of that share are objects; the hue names the colour, and the
+shape is the template that overlaps the share best. A region that fits no colour or no shape is read as "unknown", which
+no claim accepts: a smudge is an error, not a missing object.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from tokenflow.data.captions import Prompt
 from tokenflow.data.shapes import COLOURS, SHAPES, Scene, SceneObject, coverage
 
 UNKNOWN = "unknown"
+_SUBPIXEL = 4
 _MIN_SHARE = 0.42
 """Share of a pixel that counts as inside a region."""
 _SPECK = 0.008
@@ -86,10 +87,8 @@ def _read_region(
     # the soft rim lies one pixel outside the thresholded region
     rows, columns = (slice(max(0, part.start - 1), min(size, part.stop + 1)) for part in box)
     here = labels[rows, columns]
-    rim = ndimage.binary_dilation(here == label, structure=np.ones((3, 3), dtype=bool)) & (
-        (here == 0) | (here == label)
-    )
     core = here == label
+    rim = ndimage.binary_dilation(core, structure=np.ones((3, 3), dtype=bool)) & (core | (here == 0))
     colour = _read_colour(chroma[rows, columns][core])
     level = np.quantile(share[rows, columns][core], 0.75)
     window = np.clip(np.where(rim, share[rows, columns], 0) / level, 0, 1)
@@ -124,14 +123,13 @@ def _read_shape(window: np.ndarray, top: int, left: int, size: int) -> tuple[str
         unit_area, offset_y = _moments(shape)
         radius = (area / unit_area) ** 0.5
         y = centre_y - offset_y * radius
-        template = _template(shape, round(radius * 4), _SUBPIXEL)
-        overlap = _overlap(window, template, centre_x - left, y - top, radius)
+        template = _template(shape, round(radius * 4))
+        overlap = _overlap(window, template, centre_x - left, y - top)
         if overlap > best[1]:
             best = (shape, overlap, centre_x / size, y / size, radius / size)
     return best
 
 
-_SUBPIXEL = 4
 _CANVAS = 128
 
 
@@ -145,18 +143,18 @@ def _moments(shape: str) -> tuple[float, float]:
 
 
 @lru_cache(maxsize=4096)
-def _template(shape: str, quarter_radius: int, subpixel: int) -> np.ndarray:
-    """Pixel coverage of a shape at every sub-pixel shift: [n, n] on a grid `subpixel` times finer, centred on the origin."""
+def _template(shape: str, quarter_radius: int) -> np.ndarray:
+    """Pixel coverage of a shape at every sub-pixel shift: [n, n] on a grid _SUBPIXEL times finer, centred."""
     radius = quarter_radius / 4
     half = int(np.ceil(1.3 * radius)) + 2
-    side = 2 * half * subpixel
+    side = 2 * half * _SUBPIXEL
     item = SceneObject(shape=shape, colour="red", x=0.5, y=0.5, radius=radius / (2 * half))
     fine = coverage(item, side)
     # the mean over a pixel's square at each fine position is what a pixel centred there would show
-    return ndimage.uniform_filter(fine, size=subpixel, mode="constant")
+    return ndimage.uniform_filter(fine, size=_SUBPIXEL, mode="constant")
 
 
-def _overlap(window: np.ndarray, template: np.ndarray, x: float, y: float, radius: float) -> float:
+def _overlap(window: np.ndarray, template: np.ndarray, x: float, y: float) -> float:
     """Soft intersection over union of a window with a template centred at (x, y), in pixels."""
     centre = template.shape[0] // 2
     rows = np.rint((np.arange(window.shape[0]) + 0.5 - y) * _SUBPIXEL).astype(int) + centre
@@ -170,8 +168,8 @@ def _overlap(window: np.ndarray, template: np.ndarray, x: float, y: float, radiu
 def matches(scene: Scene, image: np.ndarray, *, position_tolerance: float = 0.06) -> bool:
     """Whether a picture, uint8 [S, S, 3], holds exactly the scene's objects: shape, colour, count and place.
 
-    `position_tolerance` is the largest distance of centres along either axis, as a share of the side (0.06 is two pixels
-    at 32x32).
+    `position_tolerance` is the largest distance of centres along either axis, as a share of the side (0.06 is two
+    pixels at 32x32).
     """
     found = read_objects(image)
     if len(found) != len(scene.objects):
