@@ -1,7 +1,7 @@
 """Shared-index and multi-scale residual quantisation (paper section 3.2, equations 1 to 3; section 3.2 "multi-scale").
 
-Shape legend: B batch, C channels of all codebooks together (semantic part first), H x W the full grid, h x w the grid of one scale,
-L codes of an image (scales concatenated, row-major inside a scale), K codebook size.
+Shape legend: B batch, C channels of all codebooks together (semantic part first), H x W the full grid, h x w the grid
+of one scale, L codes of an image (scales concatenated, row-major inside a scale), K codebook size.
 """
 
 import math
@@ -50,7 +50,8 @@ class QuantizerConfig:
             raise ValueError(f"code_widths is {self.code_widths}; expected at least one positive width.")
         if len(self.distance_weights) != len(self.code_widths):
             raise ValueError(
-                f"distance_weights has {len(self.distance_weights)} entries, code_widths {len(self.code_widths)}; expected one a codebook."
+                f"distance_weights has {len(self.distance_weights)} entries and code_widths {len(self.code_widths)}; "
+                "expected one a codebook."
             )
         if any(weight < 0 for weight in self.distance_weights) or not any(self.distance_weights):
             raise ValueError(f"distance_weights is {self.distance_weights}; expected none negative and not all zero.")
@@ -62,7 +63,8 @@ class QuantizerConfig:
             raise ValueError(f"scales is {self.scales}; expected at least one, positive and strictly increasing.")
         if self.commitment_weight < 0 or self.entropy_weight < 0:
             raise ValueError(
-                f"commitment_weight is {self.commitment_weight}, entropy_weight {self.entropy_weight}; expected none negative."
+                f"commitment_weight is {self.commitment_weight} and entropy_weight {self.entropy_weight}; "
+                "expected none negative."
             )
         if self.entropy_temperature <= 0:
             raise ValueError(f"entropy_temperature is {self.entropy_temperature}; expected more than 0.")
@@ -103,7 +105,8 @@ class MultiScaleOutput:
 class SharedIndexQuantizer(nn.Module):
     """N codebooks searched together: one index selects a row of each (equations 1 to 3).
 
-    The codebooks are parameters of this very module (`codebook_0`, `codebook_1`, ...), so that ZeRO-3 gathers them for its forward.
+    The codebooks are parameters of this very module (`codebook_0`, `codebook_1`, ...), so that ZeRO-3 gathers them
+    for its forward.
     """
 
     def __init__(self, config: QuantizerConfig) -> None:
@@ -119,11 +122,14 @@ class SharedIndexQuantizer(nn.Module):
         return [getattr(self, f"codebook_{i}") for i in range(len(self.config.code_widths))]
 
     def forward(self, features: Float[Tensor, "B C h w"]) -> QuantizerOutput:
-        """Quantise `features` [B, C, h, w], C the sum of `code_widths`. Computed in fp32 under any autocast; returned in their dtype."""
+        """Quantise `features` [B, C, h, w], C the sum of `code_widths`, in fp32 under any autocast.
+
+        `quantized` comes back in the dtype of `features`, the losses in fp32. Raises ValueError for another shape.
+        """
         if features.ndim != 4 or features.shape[1] != sum(self.config.code_widths):
             raise ValueError(
-                f"features are {tuple(features.shape)}; expected [B, {sum(self.config.code_widths)}, h, w] for code_widths "
-                f"{self.config.code_widths}."
+                f"features are {tuple(features.shape)}; expected [B, {sum(self.config.code_widths)}, h, w], the sum "
+                f"of code_widths {self.config.code_widths}. Fix code_widths or the encoders' output width."
             )
         with torch.autocast(features.device.type, enabled=False):
             batch, _, height, width = features.shape
@@ -145,7 +151,10 @@ class SharedIndexQuantizer(nn.Module):
             )
 
     def lookup(self, indices: Int[Tensor, "..."]) -> Float[Tensor, "... C"]:
-        """Return the normalised codes [..., C] in fp32. Only the chosen rows are read and normalised; gradients reach the codebooks."""
+        """Return the normalised codes [..., C] in fp32; gradients reach the codebooks.
+
+        Only the chosen rows are normalised, so the cost does not grow with the codebook.
+        """
         return torch.cat([unit(F.embedding(indices, codebook)) for codebook in self.codebooks], dim=-1)
 
     def _entropy_loss(self, parts: Sequence[Tensor]) -> Tensor:
@@ -191,8 +200,9 @@ class MultiScaleQuantizer(nn.Module):
     def forward(self, features: Float[Tensor, "B C H W"], *, dropped_scale: int | None = None) -> MultiScaleOutput:
         """Quantise `features` [B, C, H, W], H = W = `scales[-1]`.
 
-        `dropped_scale` is the position in `scales` of a scale to leave out (`draw_dropped_scale`): it adds nothing to the sum or to the
-        losses, and its codes are `DROPPED`. The last scale may be dropped, the first may not. fp32 inside, returned in the features' dtype.
+        `dropped_scale` is the position in `scales` of a scale to leave out (see `draw_dropped_scale`): it adds nothing
+        to the sum or to the losses, and its codes are `DROPPED`. The last scale may be dropped, the first may not.
+        fp32 inside; `quantized` comes back in the dtype of `features`. Raises ValueError for another grid.
         """
         self._check_forward(features, dropped_scale)
         with torch.autocast(features.device.type, enabled=False):
@@ -219,11 +229,17 @@ class MultiScaleQuantizer(nn.Module):
             )
 
     def decode_indices(self, indices: Int[Tensor, "B L"]) -> Float[Tensor, "B C H W"]:
-        """Sum the codes of `indices` [B, L], or of a prefix of whole scales, each scale resized directly to the full grid; fp32."""
+        """Sum the codes [B, C, H, W] of `indices` [B, L], each scale resized directly to the full grid; fp32.
+
+        `indices` may be a prefix of whole scales. Raises ValueError for another length or for codes outside 0..K-1.
+        """
         return self.scale_features(indices)[-1]
 
     def scale_features(self, indices: Int[Tensor, "B L"]) -> list[Float[Tensor, "B C H W"]]:
-        """Return the running sums at the full grid [B, C, H, W] after each scale that `indices` holds; fp32. The last is the decoder's input."""
+        """Return the running sums [B, C, H, W] at the full grid after each scale that `indices` holds; fp32.
+
+        The last one is the decoder's input.
+        """
         sums: list[Tensor] = []
         for code in self._code_maps(indices):
             code = self._to_grid(code, self.scales[-1])
@@ -231,10 +247,10 @@ class MultiScaleQuantizer(nn.Module):
         return sums
 
     def scale_inputs(self, indices: Int[Tensor, "B L"]) -> Float[Tensor, "B rows C"]:
-        """Return the generator's inputs [B, L - scales[0]^2, C] in fp32: for scales 2..n, what is known before the scale is drawn.
+        """Return the generator's inputs [B, L - scales[0]^2, C] in fp32: what is known before each of scales 2..n.
 
-        The sum is resized from scale to scale (paper section 3.3), not at the full grid as the decoder does: two different rules, both kept.
-        `indices` may be a prefix of whole scales; rows of one scale more than it holds then come back, when there is one.
+        The sum is resized from each scale to the next (paper section 3.3), while the decoder sums at the full grid: two
+        rules, both kept. For a prefix of whole scales the rows of one scale more come back, when there is one.
         """
         maps = self._code_maps(indices)
         total: Tensor | None = None
@@ -252,13 +268,13 @@ class MultiScaleQuantizer(nn.Module):
                 length += scale**2
         if indices.ndim != 2 or not lengths or length != indices.shape[1]:
             raise ValueError(
-                f"indices are {tuple(indices.shape)}; expected [B, L] with L the length of a whole number of the scales {self.scales}, "
-                f"{self.num_codes} for all of them."
+                f"indices are {tuple(indices.shape)}; expected [B, L], L a whole number of the scales {self.scales} "
+                f"({self.num_codes} codes for all of them)."
             )
         if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < self.config.codebook_size:
             raise ValueError(
-                f"indices run from {int(indices.min())} to {int(indices.max())}; expected 0 to {self.config.codebook_size - 1}. Codes of a "
-                "forward with a dropped scale (-1) cannot be decoded: encode without dropping."
+                f"indices run from {int(indices.min())} to {int(indices.max())}; expected 0 to "
+                f"{self.config.codebook_size - 1}. A dropped scale (-1) cannot be decoded: encode without dropping."
             )
         with torch.autocast(indices.device.type, enabled=False):
             codes = self.quantizer.lookup(indices).split(lengths, dim=1)
@@ -270,19 +286,19 @@ class MultiScaleQuantizer(nn.Module):
     def _check_forward(self, features: Tensor, dropped_scale: int | None) -> None:
         if features.ndim != 4 or features.shape[-2:] != (self.scales[-1], self.scales[-1]):
             raise ValueError(
-                f"features are {tuple(features.shape)}; expected [B, C, {self.scales[-1]}, {self.scales[-1]}], the last of the scales "
-                f"{self.scales}. Fix scales, or image_size over the encoder's patch."
+                f"features are {tuple(features.shape)}; expected a grid of {self.scales[-1]} x {self.scales[-1]}, the "
+                f"last of the scales {self.scales}. Fix scales, or image_size over the encoder's patch."
             )
         if dropped_scale is not None and not 0 < dropped_scale < len(self.scales):
             raise ValueError(
-                f"dropped_scale is {dropped_scale}; expected None or 1 to {len(self.scales) - 1} (never the first scale)."
+                f"dropped_scale is {dropped_scale}; expected None or 1 to {len(self.scales) - 1} (never the first)."
             )
 
 
 def draw_dropped_scale(*, num_scales: int, probability: float, seed: int, step: int) -> int | None:
-    """Draw the scale to drop at a step, a position in 1..num_scales-1, with `probability`; else None. The first scale is never dropped.
+    """Draw the scale to drop at `step`: with `probability` a position in 1..num_scales-1, else None.
 
-    A function of (seed, step) alone, so that every rank, and a resumed run, draws the same.
+    The first scale is never dropped. A function of (seed, step) alone: every rank and a resumed run draw the same.
     """
     if not 0.0 <= probability <= 1.0:
         raise ValueError(f"probability is {probability}; expected 0 to 1.")
