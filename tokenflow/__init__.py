@@ -1,3 +1,18 @@
 """TokenFlow: one image tokenizer for understanding and generation (CVPR 2025), as a training stack."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenflow.tokenizer.model import TokenFlowTokenizer
+
 __version__ = "0.1.0"
+__all__ = ["TokenFlowTokenizer", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public classes when they are first asked for, so that `import tokenflow` needs no torch."""
+    if name == "TokenFlowTokenizer":
+        from tokenflow.tokenizer.model import TokenFlowTokenizer
+
+        return TokenFlowTokenizer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
