@@ -1,0 +1,185 @@
+"""The training loader: micro-batches of a global order that knows nothing of ranks or workers.
+
+With global batch G, micro-batch m, R ranks and A = G / (R m) accumulation steps, micro-batch a of rank r at step t is
+slice [t G + (r A + a) m, + m) of the order. One process with accumulation R A sees the same micro-batches as R
+processes with A, and the place to resume from is one number.
+"""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from tokenflow.data.config import Cursor, DataConfig
+from tokenflow.data.sources import Sample, SampleReader, SkippedSample
+from tokenflow.data.transforms import to_tensor
+
+logger = logging.getLogger(__name__)
+_NAMED = 20
+"""Unusable samples that are named one by one in the log; later ones at every doubling of their number."""
+
+
+class TooManyBadSamples(RuntimeError):
+    """More samples than `max_bad_fraction` cannot be used."""
+
+
+class Loader:
+    """Endless iterator over a rank's micro-batches: `batch, cursor = next(loader)`.
+
+    batch: `images` float32 [m, 3, S, S] in [-1, 1]; `captions` and `keys` list[str]; `index` int64 [m], the place of
+    every sample in the run's global order; `sample_seed` int64 [m], for draws that belong to a sample; `records`
+    list[dict | None] where the configuration asks for them. Resuming from `cursor` continues with the step after the
+    one that this micro-batch belongs to if it is the step's last, and repeats the whole step otherwise.
+
+    Attributes: `steps_per_epoch`, equal on every rank; `skipped`, the unusable samples of this rank so far;
+    `samples_read`, the samples of this rank so far.
+
+    Raises ValueError for sizes that do not divide, sources without enough samples, or a cursor of other data.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int,
+        cursor: Cursor | None = None,
+    ):
+        if global_batch_size < 1 or micro_batch_size < 1 or global_batch_size % (micro_batch_size * world_size):
+            raise ValueError(
+                f"global_batch_size {global_batch_size} must be a positive multiple of micro_batch_size x world_size = "
+                f"{micro_batch_size} x {world_size} = {micro_batch_size * world_size}; change one of the three"
+            )
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} must lie in 0..{world_size - 1} (world_size {world_size})")
+        self.config = config
+        self.reader = SampleReader(config, seed=seed)
+        self.global_batch_size = global_batch_size
+        self.accumulation_steps = global_batch_size // (micro_batch_size * world_size)
+        self.total_samples = sum(self.reader.sizes)
+        if self.total_samples < global_batch_size:
+            raise ValueError(
+                f"the sources hold {self.total_samples} samples, fewer than one global batch of {global_batch_size}; "
+                "lower global_batch_size or add data"
+            )
+        self.steps_per_epoch = self.total_samples // global_batch_size
+        self.skipped: list[SkippedSample] = []
+        self.samples_read = 0
+        self._start = self._checked(cursor).samples if cursor else 0
+        self._slices = _Slices(
+            start=self._start,
+            global_batch_size=global_batch_size,
+            micro_batch_size=micro_batch_size,
+            rank=rank,
+            accumulation_steps=self.accumulation_steps,
+        )
+        self._loaded = iter(
+            DataLoader(
+                _MicroBatches(self.reader),
+                sampler=self._slices,
+                batch_size=None,
+                num_workers=config.num_workers,
+                prefetch_factor=config.prefetch_batches if config.num_workers else None,
+            )
+        )
+        self._micro_batches = 0
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> tuple[dict[str, Any], Cursor]:
+        pixels, batch, skipped = next(self._loaded)
+        batch["images"] = to_tensor(pixels)
+        self.samples_read += len(pixels)
+        self._note(skipped)
+        self._micro_batches += 1
+        steps_done = self._micro_batches // self.accumulation_steps
+        return batch, self.cursor_at(self._start + steps_done * self.global_batch_size)
+
+    def cursor_at(self, samples: int) -> Cursor:
+        """The cursor after `samples` samples of the global order."""
+        counts = self.reader.mixture.counts(samples)
+        return Cursor(samples=samples, sources=tuple(zip(self.reader.names, counts, self.reader.sizes, strict=True)))
+
+    def close(self) -> None:
+        """Stop the worker processes."""
+        self._loaded = iter(())
+
+    def _checked(self, cursor: Cursor) -> Cursor:
+        expected = self.cursor_at(cursor.samples)
+        if cursor.sources and cursor.sources != expected.sources:
+            raise ValueError(
+                f"the cursor was written with sources (name, consumed, size) {cursor.sources}; now they are "
+                f"{expected.sources}. Restore sources, weights and seed to resume, or start anew with --init_from."
+            )
+        return expected
+
+    def _note(self, skipped: list[SkippedSample]) -> None:
+        for item in skipped:
+            self.skipped.append(item)
+            number = len(self.skipped)
+            if number <= _NAMED or number & (number - 1) == 0:
+                logger.warning("skipped %s in %s: %s (%d so far)", item.key, item.where, item.reason, number)
+        allowed = max(self.config.min_bad_samples, self.config.max_bad_fraction * self.samples_read)
+        if skipped and len(self.skipped) > allowed:
+            examples = "; ".join(f"{item.key} in {item.where}: {item.reason}" for item in self.skipped[:3])
+            raise TooManyBadSamples(
+                f"{len(self.skipped)} of {self.samples_read} samples cannot be used, more than max_bad_fraction "
+                f"{self.config.max_bad_fraction} (and min_bad_samples {self.config.min_bad_samples}). "
+                f"Examples: {examples}. Repair or rewrite the shards, or raise the limit."
+            )
+
+
+class _Slices:
+    """Endless (start, size) slices of the global order for one rank."""
+
+    def __init__(
+        self, *, start: int, global_batch_size: int, micro_batch_size: int, rank: int, accumulation_steps: int
+    ):
+        self.start = start
+        self.global_batch_size = global_batch_size
+        self.micro_batch_size = micro_batch_size
+        self.offsets = [(rank * accumulation_steps + a) * micro_batch_size for a in range(accumulation_steps)]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        step_start = self.start
+        while True:
+            for offset in self.offsets:
+                yield step_start + offset, self.micro_batch_size
+            step_start += self.global_batch_size
+
+
+class _MicroBatches(Dataset):
+    """Reads a slice of the global order as one micro-batch."""
+
+    def __init__(self, reader: SampleReader):
+        self.reader = reader
+
+    def __getitem__(self, span: tuple[int, int]) -> tuple[torch.Tensor, dict[str, Any], list[SkippedSample]]:
+        start, size = span
+        samples, skipped = [], []
+        for position in range(start, start + size):
+            sample, bad = self.reader.read(position)
+            samples.append(sample)
+            skipped += bad
+        pixels, batch = stack(samples)
+        batch["index"] = torch.arange(start, start + size)
+        return pixels, batch, skipped
+
+
+def stack(samples: list[Sample]) -> tuple[torch.Tensor, dict[str, Any]]:
+    """(uint8 [b, S, S, 3], the rest of a batch) of samples."""
+    pixels = torch.stack([torch.from_numpy(sample.pixels.copy()) for sample in samples])
+    batch: dict[str, Any] = {
+        "captions": [sample.caption for sample in samples],
+        "keys": [sample.key for sample in samples],
+        "sample_seed": torch.tensor([sample.seed for sample in samples]),
+    }
+    if any(sample.record is not None for sample in samples):
+        batch["records"] = [sample.record for sample in samples]
+    return pixels, batch

@@ -1,0 +1,160 @@
+"""Random access to webdataset shards: a small index of a tar, kept beside it, in place of reading it from the start.
+
+A sample is a run of members with the same name up to the first dot of the file name, as in webdataset. The index of
+`x.tar` is `x.tar.index.json`; it is made at first use (in memory where the folder cannot be written) and made again
+when the tar has changed. Sample counts come from a manifest.json in the shard's folder where there is one, so that a
+run over many shards starts without opening them.
+"""
+
+import glob
+import json
+import logging
+import os
+import tarfile
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import braceexpand
+
+from tokenflow.data.memo import Memo
+from tokenflow.data.samples import IMAGE_EXTENSIONS, BadSample, RawSample
+
+logger = logging.getLogger(__name__)
+MANIFEST_NAME = "manifest.json"
+_INDEX_VERSION = 1
+_OPEN_SHARDS = 32
+Samples = list[tuple[str, dict[str, tuple[int, int]]]]
+
+
+def expand_shards(pattern: str) -> list[str]:
+    """Shard paths of a pattern: a .tar, a folder of them, wildcards, or braces as in `data/{000..127}.tar`.
+
+    Raises ValueError when nothing matches, when a named shard is missing, or when one is compressed.
+    """
+    found: list[str] = []
+    for name in braceexpand.braceexpand(pattern):
+        if os.path.isdir(name):
+            matches = sorted(glob.glob(os.path.join(glob.escape(name), "*.tar")))
+        elif glob.has_magic(name) and not os.path.exists(name):
+            matches = sorted(glob.glob(name))
+        elif os.path.exists(name):
+            matches = [name]
+        else:
+            raise ValueError(f"shard {name!r} does not exist (from {pattern!r}); check the path and the brace range")
+        found.extend(matches)
+    if not found:
+        raise ValueError(
+            f"no .tar shards match {pattern!r}; expected a folder of .tar files, a .tar, or a pattern of them"
+        )
+    packed = [name for name in found if not name.endswith(".tar")]
+    if packed:
+        raise ValueError(f"{packed[0]!r} is not a plain .tar; random access needs uncompressed shards, unpack it first")
+    return found
+
+
+def index_shard(path: str) -> Samples:
+    """(key, {extension: (offset, bytes)}) of every sample of a tar: the index beside it, or its headers."""
+    status = os.stat(path)
+    stamp = {"version": _INDEX_VERSION, "bytes": status.st_size, "modified": status.st_mtime_ns}
+    beside = Path(path + ".index.json")
+    if beside.is_file():
+        stored = json.loads(beside.read_text())
+        if {name: stored.get(name) for name in stamp} == stamp:
+            return [(key, {ext: tuple(span) for ext, span in members.items()}) for key, members in stored["samples"]]
+    samples = _scan(path, status.st_size)
+    partial = beside.with_name(f".{beside.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps({**stamp, "samples": samples}, separators=(",", ":")))
+        os.replace(partial, beside)
+    except OSError as error:
+        logger.info("index of %s stays in memory: %s", path, error)
+    return samples
+
+
+def _scan(path: str, size: int) -> Samples:
+    samples: Samples = []
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                folder, _, name = member.name.rpartition("/")
+                stem, dot, extension = name.partition(".")
+                if not member.isreg() or not dot or not stem or member.name.startswith("__"):
+                    continue
+                if member.offset_data + member.size > size:
+                    break
+                key = f"{folder}/{stem}" if folder else stem
+                extension = extension.lower()
+                if not samples or samples[-1][0] != key or extension in samples[-1][1]:
+                    samples.append((key, {}))
+                samples[-1][1][extension] = (member.offset_data, member.size)
+                # tarfile keeps every header it has seen
+                archive.members = []
+    except (tarfile.TarError, EOFError) as error:
+        logger.warning("shard %s is damaged after %d samples: %s", path, len(samples), error)
+    return samples
+
+
+class ShardSource:
+    """Samples of webdataset shards, in the order of `paths` and of the members in each."""
+
+    def __init__(self, paths: Sequence[str]):
+        self.paths = list(paths)
+        self._indices = Memo(_OPEN_SHARDS)
+        self._files = Memo(_OPEN_SHARDS)
+        self._manifests = Memo(_OPEN_SHARDS)
+        self.shard_sizes = [self._count(path) for path in self.paths]
+        self._ends = list(accumulate(self.shard_sizes))
+
+    def describe(self, index: int) -> tuple[str, str]:
+        """(key, shard path) of a sample."""
+        shard, offset = self._locate(index)
+        samples = self._samples(shard)
+        return samples[offset][0] if offset < len(samples) else f"sample {offset}", self.paths[shard]
+
+    def read(self, index: int) -> RawSample:
+        """Sample number `index`; raises BadSample when it is missing, cut off, or has no picture."""
+        shard, offset = self._locate(index)
+        samples = self._samples(shard)
+        if offset >= len(samples):
+            raise BadSample(f"the shard holds {len(samples)} whole samples of {self.shard_sizes[shard]}: truncated?")
+        key, members = samples[offset]
+        image = next((members[extension] for extension in IMAGE_EXTENSIONS if extension in members), None)
+        if image is None:
+            raise BadSample(f"no picture among its members ({', '.join(members)})")
+        return RawSample(
+            key=key,
+            where=self.paths[shard],
+            image=self._read(shard, image),
+            text=self._read(shard, members["txt"]) if "txt" in members else None,
+            record=self._read(shard, members["json"]) if "json" in members else None,
+        )
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        shard = bisect_right(self._ends, index)
+        return shard, index - (self._ends[shard - 1] if shard else 0)
+
+    def _count(self, path: str) -> int:
+        folder, name = os.path.split(path)
+        counts = self._manifests.get(folder, lambda: _manifest_counts(folder))
+        return counts[name] if name in counts else len(index_shard(path))
+
+    def _samples(self, shard: int) -> Samples:
+        return self._indices.get(shard, lambda: index_shard(self.paths[shard]))
+
+    def _read(self, shard: int, span: tuple[int, int]) -> bytes:
+        # closed when the cache lets go of it
+        stream = self._files.get(shard, lambda: open(self.paths[shard], "rb", buffering=0))  # noqa: SIM115
+        content = os.pread(stream.fileno(), span[1], span[0])
+        if len(content) != span[1]:
+            raise BadSample(f"only {len(content)} of its {span[1]} bytes are there: truncated shard?")
+        return content
+
+
+def _manifest_counts(folder: str) -> dict[str, int]:
+    """Samples of every shard that the folder's manifest.json lists."""
+    path = Path(folder) / MANIFEST_NAME
+    if not path.is_file():
+        return {}
+    return {shard["name"]: shard["samples"] for shard in json.loads(path.read_text())["shards"]}

@@ -1,0 +1,156 @@
+"""Opens the sources of a run and reads samples of them, in the mixture's global order or one after the other."""
+
+import json
+import os
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tokenflow.data.config import DataConfig, SourceConfig
+from tokenflow.data.folders import FolderSource
+from tokenflow.data.hashing import mix
+from tokenflow.data.mixture import Mixture
+from tokenflow.data.order import SourceOrder
+from tokenflow.data.samples import BadSample, RawSample, Source
+from tokenflow.data.shards import ShardSource, expand_shards
+from tokenflow.data.transforms import center_crop, decode_image, random_crop, to_array
+
+_MAX_ATTEMPTS = 32
+
+
+def open_source(config: SourceConfig) -> Source:
+    """The samples of a path. Raises ValueError when there are none."""
+    kind = config.kind
+    if kind == "auto":
+        is_folder = os.path.isdir(config.path)
+        kind = (
+            "folder" if is_folder and not any(name.endswith(".tar") for name in os.listdir(config.path)) else "shards"
+        )
+    source: Source = FolderSource(config.path) if kind == "folder" else ShardSource(expand_shards(config.path))
+    if not sum(source.shard_sizes):
+        raise ValueError(f"source {config.path!r} holds no samples; are its shards empty or damaged?")
+    return source
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedSample:
+    """A sample that could not be used."""
+
+    key: str
+    where: str
+    """Its shard or file."""
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A sample ready for a batch."""
+
+    pixels: np.ndarray
+    """uint8 [S, S, 3]."""
+    caption: str
+    key: str
+    seed: int
+    """A function of (seed, source, epoch, sample): for draws that belong to the sample, such as caption drop."""
+    record: dict[str, Any] | None
+
+
+class SampleReader:
+    """Reads single samples of a run's sources; the same arguments give the same pixels in any process."""
+
+    def __init__(self, config: DataConfig, *, seed: int):
+        self.config = config
+        self.seed = seed
+        self.names = _unique_names(config.sources)
+        self.sources = [open_source(source) for source in config.sources]
+        self.sizes = [sum(source.shard_sizes) for source in self.sources]
+        self.mixture = Mixture([source.weight for source in config.sources], seed=seed)
+        self.orders = [
+            SourceOrder(source.shard_sizes, seed=seed, source=number, window_shards=config.window_shards)
+            for number, source in enumerate(self.sources)
+        ]
+
+    def read(self, position: int) -> tuple[Sample, list[SkippedSample]]:
+        """The sample at a global position, and the unusable ones it stands in for.
+
+        An unusable sample is replaced by another of the same source, chosen by the same numbers on every rank. Raises
+        ValueError when the source seems to have no usable sample at all.
+        """
+        number, place = self.mixture[position]
+        epoch, index = self.orders[number][place]
+        skipped: list[SkippedSample] = []
+        for attempt in range(_MAX_ATTEMPTS):
+            if attempt:
+                index = mix(self.seed, number, epoch, place, attempt) % self.sizes[number]
+            try:
+                return self._load(number, epoch, index, train=True), skipped
+            except BadSample as error:
+                skipped.append(self._skipped(number, index, error))
+        first = skipped[0]
+        raise ValueError(
+            f"source {self.names[number]!r}: {_MAX_ATTEMPTS} samples in a row are unusable; the first is {first.key} in "
+            f"{first.where}: {first.reason}"
+        )
+
+    def read_in_order(self, index: int) -> Sample | SkippedSample:
+        """Sample `index` of all sources one after the other, centre crop, no flip, first caption."""
+        for number, size in enumerate(self.sizes):
+            if index < size:
+                try:
+                    return self._load(number, 0, index, train=False)
+                except BadSample as error:
+                    return self._skipped(number, index, error)
+            index -= size
+        raise IndexError("sample index beyond the last source")
+
+    def _load(self, number: int, epoch: int, index: int, *, train: bool) -> Sample:
+        raw = self.sources[number].read(index)
+        seed = mix(self.seed, number, epoch, index)
+        rng = random.Random(seed)
+        config = self.config
+        image = decode_image(raw.image)
+        if train and config.crop == "random":
+            image = random_crop(image, config.image_size, rng=rng, min_fraction=config.min_crop_fraction)
+        else:
+            image = center_crop(image, config.image_size)
+        pixels = to_array(image)
+        if train and config.flip_probability and rng.random() < config.flip_probability:
+            pixels = pixels[:, ::-1]
+        record = _parse(raw)
+        choices = record.get("captions") if train and config.captions == "any" and record else None
+        caption = str(rng.choice(choices)) if choices else _caption(raw, record)
+        return Sample(pixels=pixels, caption=caption, key=raw.key, seed=seed, record=record if config.records else None)
+
+    def _skipped(self, number: int, index: int, error: BadSample) -> SkippedSample:
+        key, where = self.sources[number].describe(index)
+        return SkippedSample(key=key, where=where, reason=str(error))
+
+
+def _parse(raw: RawSample) -> dict[str, Any] | None:
+    if raw.record is None:
+        return None
+    try:
+        record = json.loads(raw.record)
+    except ValueError as error:
+        raise BadSample(f"its .json cannot be parsed: {error}") from error
+    return record if isinstance(record, dict) else {"value": record}
+
+
+def _caption(raw: RawSample, record: dict[str, Any] | None) -> str:
+    """The .txt, else "caption" of the .json, else nothing."""
+    if raw.text is not None:
+        # a stray byte in a caption is no reason to lose the picture
+        return raw.text.decode("utf-8", errors="replace").strip()
+    return str(record.get("caption") or "").strip() if record else ""
+
+
+def _unique_names(sources: tuple[SourceConfig, ...]) -> list[str]:
+    names: list[str] = []
+    for source in sources:
+        base = name = source.name or os.path.basename(source.path.rstrip("/")) or source.path
+        while name in names:
+            name = f"{base}#{names.count(base) + sum(other.startswith(base + '#') for other in names) + 1}"
+        names.append(name)
+    return names
