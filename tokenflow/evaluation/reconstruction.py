@@ -19,8 +19,8 @@ from tokenflow.evaluation.measure import NOT_MEASURED, AllReduce, Mean, NotMeasu
 Rounding = Literal["round", "trunc", "floor"]
 """How [-1, 1] becomes 0..255. `round`: nearest of 127.5 x + 127.5, ties to even, so a loaded uint8 picture comes back
 unchanged. `trunc`: floor of 127.5 x + 128, what the authors save for reconstructions (ties upwards). `floor`: floor of
-127.5 x + 127.5, what the authors' script does to the ground truth; float error makes it lose a grey level here and
-there, so use it only to reproduce their figures."""
+(x + 1) / 2 * 255, as the authors' script does to the ground truth; in float32 it takes one level off 63 of the 256 grey
+levels of a loaded picture, so use it only to reproduce their figures."""
 
 PSNR_CEILING = 100.0
 """Identical pictures have infinite PSNR; a mean needs a number."""
@@ -37,7 +37,7 @@ def reconstruct_uint8(images: Tensor, rounding: Rounding = "round") -> Tensor:
     elif rounding == "trunc":
         levels = torch.floor(images * 127.5 + 128.0)
     elif rounding == "floor":
-        levels = torch.floor(images * 127.5 + 127.5)
+        levels = torch.floor((images + 1) / 2 * 255)
     else:
         raise ValueError(f"rounding is {rounding!r}, expected one of {', '.join(get_args(Rounding))}")
     if not bool(torch.isfinite(levels).all()):

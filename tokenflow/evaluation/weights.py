@@ -6,6 +6,7 @@ from torch hub's cache, else the measure is `NotMeasured` and says what to do. F
 """
 
 import io
+import pickle
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,7 +38,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors, expected a plain state dict; such a file is never unpickled: "
+            "save its state dict alone, best as safetensors"
+        ) from error
     return state.get("state_dict", state)
 
 
@@ -55,8 +62,9 @@ def load_lpips(path: str | Path | None = None, device: str | torch.device = "cpu
         )
     import lpips
 
+    tensors = read_tensors(found)
     network = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
-    load_vgg_into_lpips(network, read_tensors(found), str(found))
+    load_vgg_into_lpips(network, tensors, str(found))
     network = network.eval().requires_grad_(False).to(device)
     return lambda original, reconstruction: network(original, reconstruction).flatten()
 
