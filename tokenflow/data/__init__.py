@@ -1,0 +1,21 @@
+"""Data: shards and folders of pictures, the training order and its cursor, and the built-in world with its verifier."""
+
+from tokenflow.data.config import Cursor, DataConfig, SourceConfig
+from tokenflow.data.evaluation import EvaluationBatches
+from tokenflow.data.loader import Loader, TooManyBadSamples
+from tokenflow.data.shape_shards import write_shapes
+from tokenflow.data.transforms import center_crop, decode_image, to_tensor, to_uint8
+
+__all__ = [
+    "Cursor",
+    "DataConfig",
+    "EvaluationBatches",
+    "Loader",
+    "SourceConfig",
+    "TooManyBadSamples",
+    "center_crop",
+    "decode_image",
+    "to_tensor",
+    "to_uint8",
+    "write_shapes",
+]

@@ -9,7 +9,7 @@ class SourceConfig:
     """One set of samples."""
 
     path: str
-    """A folder of .tar shards, a pattern of them (`shards/{0000..0127}.tar`, `shards/*.tar`), or a folder of pictures."""
+    """A folder of .tar shards, a pattern (`shards/{0000..0127}.tar`, `shards/*.tar`), or a folder of pictures."""
     name: str | None = None
     """Name in cursors and messages; the last part of the path by default."""
     weight: float = 1.0

@@ -93,6 +93,8 @@ def _scan(path: str, size: int) -> Samples:
                 archive.members = []
     except (tarfile.TarError, EOFError) as error:
         logger.warning("shard %s is damaged after %d samples: %s", path, len(samples), error)
+        # an empty sample, so that the loader counts and names the damage
+        samples.append((f"after-{len(samples)}-samples", {}))
     return samples
 
 
@@ -117,8 +119,8 @@ class ShardSource:
         """Sample number `index`; raises BadSample when it is missing, cut off, or has no picture."""
         shard, offset = self._locate(index)
         samples = self._samples(shard)
-        if offset >= len(samples):
-            raise BadSample(f"the shard holds {len(samples)} whole samples of {self.shard_sizes[shard]}: truncated?")
+        if offset >= len(samples) or not samples[offset][1]:
+            raise BadSample("the tar is damaged: it ends before this sample")
         key, members = samples[offset]
         image = next((members[extension] for extension in IMAGE_EXTENSIONS if extension in members), None)
         if image is None:

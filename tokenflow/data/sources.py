@@ -25,9 +25,8 @@ def open_source(config: SourceConfig) -> Source:
     kind = config.kind
     if kind == "auto":
         is_folder = os.path.isdir(config.path)
-        kind = (
-            "folder" if is_folder and not any(name.endswith(".tar") for name in os.listdir(config.path)) else "shards"
-        )
+        has_shards = is_folder and any(name.endswith(".tar") for name in os.listdir(config.path))
+        kind = "folder" if is_folder and not has_shards else "shards"
     source: Source = FolderSource(config.path) if kind == "folder" else ShardSource(expand_shards(config.path))
     if not sum(source.shard_sizes):
         raise ValueError(f"source {config.path!r} holds no samples; are its shards empty or damaged?")
@@ -90,8 +89,8 @@ class SampleReader:
                 skipped.append(self._skipped(number, index, error))
         first = skipped[0]
         raise ValueError(
-            f"source {self.names[number]!r}: {_MAX_ATTEMPTS} samples in a row are unusable; the first is {first.key} in "
-            f"{first.where}: {first.reason}"
+            f"source {self.names[number]!r}: {_MAX_ATTEMPTS} samples in a row are unusable; expected pictures. "
+            f"The first is {first.key} in {first.where}: {first.reason}"
         )
 
     def read_in_order(self, index: int) -> Sample | SkippedSample:
