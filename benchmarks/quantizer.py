@@ -1,0 +1,127 @@
+"""Time and peak memory of the shared-index quantiser, forward and backward, against the bare matmul of its distances.
+
+    python -m benchmarks.quantizer [--json] [--codebook_sizes 32768 131072] [--repeats 15] [--device cpu]
+
+Features are 4 x 16 x 16 vectors of 32 + 8 dimensions (N = 1024). `time_ms` covers normalisation, search, lookup, losses
+and the backward pass to features and codebooks; `matmul_ms` is `[N, 40] @ [40, K]` alone, which holds all N x K scores.
+The two are timed in turn in one process, and the medians are reported. `extra_peak_mb` is the growth of the process'
+resident memory at its peak (Linux: VmHWM, reset just before) over one forward and backward in a fresh process,
+gradients included; on a GPU it is torch's peak allocation.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from tokenflow.tokenizer.quantizer import QuantizerConfig, SharedIndexQuantizer
+
+_CODE_WIDTHS = (32, 8)
+_FEATURES = (4, sum(_CODE_WIDTHS), 16, 16)
+
+
+def _workload(codebook_size: int, device: str) -> Callable[[], None]:
+    torch.manual_seed(0)
+    config = QuantizerConfig(codebook_size=codebook_size, code_widths=_CODE_WIDTHS, scales=(16,))
+    quantizer = SharedIndexQuantizer(config).to(device)
+    features = torch.randn(_FEATURES, device=device, requires_grad=True)
+    cotangent = torch.randn(_FEATURES, device=device)
+
+    def forward_backward() -> None:
+        quantizer.zero_grad(set_to_none=True)
+        features.grad = None
+        output = quantizer(features)
+        loss = (output.quantized * cotangent).sum() + output.codebook_loss + output.commitment_loss
+        loss.backward()
+
+    return forward_backward
+
+
+def _milliseconds(work: Callable[[], object], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def measure_time(codebook_size: int, *, repeats: int, device: str) -> dict[str, float]:
+    """Median milliseconds of the quantiser and of the bare matmul, measured in turn."""
+    quantize = _workload(codebook_size, device)
+    left = torch.randn(_FEATURES[0] * _FEATURES[2] * _FEATURES[3], _FEATURES[1], device=device)
+    right = torch.randn(_FEATURES[1], codebook_size, device=device)
+    times: list[float] = []
+    matmul_times: list[float] = []
+    for _ in range(repeats + 2):
+        times.append(_milliseconds(quantize, device))
+        matmul_times.append(_milliseconds(lambda: left @ right, device))
+    time_ms, matmul_ms = statistics.median(times[2:]), statistics.median(matmul_times[2:])
+    return {"time_ms": time_ms, "matmul_ms": matmul_ms, "time_over_matmul": time_ms / matmul_ms}
+
+
+def _status_mb(field: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/self/status has no {field}; peak memory is measured on Linux only.")
+
+
+def measure_peak_mb(codebook_size: int, *, device: str) -> float:
+    """Growth of memory at the peak of one forward and backward; call it in a fresh process."""
+    _workload(64, device)()  # starts the thread pools and loads kernels, which are not the quantiser's memory
+    work = _workload(codebook_size, device)
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to the present size
+    before_mb = _status_mb("VmRSS")
+    work()
+    return _status_mb("VmHWM") - before_mb
+
+
+def _peak_mb_in_fresh_process(codebook_size: int, device: str) -> float:
+    command = [sys.executable, "-m", "benchmarks.quantizer", "--peak_of", str(codebook_size), "--device", device]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON row a codebook size, nothing else")
+    parser.add_argument("--codebook_sizes", type=int, nargs="+", default=[32768, 131072])
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--peak_of", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak_of is not None:
+        print(measure_peak_mb(arguments.peak_of, device=arguments.device))
+        return
+    if not arguments.json:
+        print(f"{'codebook_size':>13} {'time_ms':>9} {'matmul_ms':>9} {'time_over_matmul':>16} {'extra_peak_mb':>13}")
+    for codebook_size in arguments.codebook_sizes:
+        row: dict[str, float] = {"codebook_size": codebook_size}
+        row |= measure_time(codebook_size, repeats=arguments.repeats, device=arguments.device)
+        row["extra_peak_mb"] = _peak_mb_in_fresh_process(codebook_size, arguments.device)
+        if arguments.json:
+            print(json.dumps({key: round(value, 3) for key, value in row.items()}), flush=True)
+        else:
+            print(
+                f"{codebook_size:>13} {row['time_ms']:>9.1f} {row['matmul_ms']:>9.1f} {row['time_over_matmul']:>16.2f} "
+                f"{row['extra_peak_mb']:>13.1f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
