@@ -46,7 +46,7 @@ def test_metrics_protocol_and_files(tmp_path):
         batches(),
         teacher=teacher,
         perceptual=NotMeasured("VGG is away"),
-        verifier=lambda pictures, metadata: sum(int(key) < 4 for key in metadata) / len(metadata),
+        verifier=lambda pictures, records: sum(int(key) < 4 for key in records) / len(records),
         protocol=EvaluationProtocol(reference="ten random pictures", crop="none", rounding="trunc"),
         pictures=5,
     )
@@ -74,11 +74,11 @@ def padded(batch, size):
     missing = size - len(batch["images"])
     images = torch.cat([batch["images"], batch["images"][:1].expand(missing, -1, -1, -1)])
     valid = torch.arange(size) < size - missing
-    return {"images": images, "keys": batch["keys"] + ["0"] * missing, "valid": valid}
+    return {"images": images, "keys": batch["keys"] + ["0"] * missing, "mask": valid}
 
 
 def test_two_ranks_with_a_padded_last_batch_equal_one():
-    settings = {"teacher": teacher, "verifier": lambda pictures, metadata: 1.0}
+    settings = {"teacher": teacher, "verifier": lambda pictures, records: 1.0}
     one = evaluate_tokenizer(CoarseTokenizer().eval(), batches(), **settings)
 
     ranks = [TokenizerEvaluation(CoarseTokenizer().eval(), **settings) for _ in range(2)]
@@ -95,7 +95,7 @@ def test_two_ranks_with_a_padded_last_batch_equal_one():
 
 
 def test_a_saved_evaluation_continues(tmp_path):
-    settings = {"teacher": teacher, "verifier": lambda pictures, metadata: 1.0, "pictures": 6}
+    settings = {"teacher": teacher, "verifier": lambda pictures, records: 1.0, "pictures": 6}
     whole = evaluate_tokenizer(CoarseTokenizer().eval(), batches(), **settings)
     first = TokenizerEvaluation(CoarseTokenizer().eval(), **settings)
     parts = list(batches())
@@ -118,9 +118,9 @@ def test_the_reconstruction_goes_through_the_codes():
     assert (picture[:8, :8] == picture[0, 0]).all()
 
 
-def test_no_images_and_no_metadata_are_errors():
+def test_no_images_and_no_records_are_errors():
     with pytest.raises(ValueError, match="no images"):
         evaluate_tokenizer(CoarseTokenizer().eval(), [])
     nameless = [{"images": torch.zeros(2, 3, 16, 16)}]
-    with pytest.raises(ValueError, match="metadata"):
-        evaluate_tokenizer(CoarseTokenizer().eval(), nameless, verifier=lambda pictures, metadata: 1.0)
+    with pytest.raises(ValueError, match="records"):
+        evaluate_tokenizer(CoarseTokenizer().eval(), nameless, verifier=lambda pictures, records: 1.0)

@@ -1,7 +1,8 @@
 """Evaluate a tokenizer on pictures: one pass, all measures, and the protocol that makes the numbers reproducible.
 
 Pictures go through the codes (`decode(encode(x))`), as a user's would; all arithmetic of the measures is on uint8.
-Every rank runs the same number of batches; a padded last batch carries `valid`, and padding counts nowhere.
+Every rank runs the same number of batches; a padded last batch carries `mask`, and padding counts nowhere: batches of
+`tokenflow.data.evaluation.EvaluationBatches` are what is expected.
 """
 
 import platform
@@ -22,7 +23,7 @@ from tokenflow.evaluation.measure import NOT_MEASURED, AllReduce, Mean, NotMeasu
 from tokenflow.evaluation.reconstruction import ReconstructionMetrics, Rounding, reconstruct_uint8
 
 Verifier = Callable[[list[Picture], list[Any]], float]
-"""(uint8 pictures [H, W, 3], one metadata entry each) -> fraction that is right."""
+"""(uint8 pictures [H, W, 3], one record each) -> fraction that is right."""
 
 
 class Tokenizer(Protocol):
@@ -117,12 +118,12 @@ class TokenizerEvaluation:
 
     @torch.no_grad()
     def update(self, batch: Mapping[str, Any]) -> None:
-        """Add `batch["images"]` float [B, 3, S, S] in [-1, 1]; `valid` bool [B] masks padding.
+        """Add `batch["images"]` float [B, 3, S, S] in [-1, 1]; `mask` bool [B] is False for padding.
 
-        The verifier gets `batch["metadata"]`, else `captions`, else `keys`: one entry an image.
+        The verifier gets `batch["records"]`, else `captions`, else `keys`: one entry an image.
         """
         images = batch["images"].to(self.device)
-        valid = batch.get("valid")
+        valid = batch.get("mask")
         valid = torch.ones(len(images), dtype=torch.bool) if valid is None else valid.cpu().to(torch.bool)
         codes = self.tokenizer.encode(images)
         reconstruction = reconstruct_uint8(self.tokenizer.decode(codes), self.protocol.rounding)
@@ -144,12 +145,15 @@ class TokenizerEvaluation:
     def _verify(
         self, batch: Mapping[str, Any], keep: list[int], *, originals: list[Picture], reconstructions: list[Picture]
     ) -> None:
-        metadata = next((batch[name] for name in ("metadata", "captions", "keys") if name in batch), None)
-        if metadata is None:
-            raise ValueError("the batch has none of metadata, captions, keys, expected one for the verifier")
-        metadata = [metadata[index] for index in keep]
+        records = next((batch[name] for name in ("records", "captions", "keys") if name in batch), None)
+        if records is None:
+            raise ValueError(
+                "the batch has none of records, captions, keys, expected one for the verifier; "
+                "set records=True in its source"
+            )
+        records = [records[index] for index in keep]
         for name, pictures in (("verifier", reconstructions), ("verifier_original", originals)):
-            right = round(self.verifier(pictures, metadata) * len(pictures))
+            right = round(self.verifier(pictures, records) * len(pictures))
             self.verified[name].update(torch.arange(len(pictures)) < right)
 
     def compute(self, all_reduce: AllReduce | None = None) -> EvaluationResult:
@@ -222,7 +226,7 @@ def evaluate_tokenizer(
     protocol: EvaluationProtocol | None = None,
     pictures: int = 16,
 ) -> EvaluationResult:
-    """Evaluate `tokenizer` on `batches` (dicts with `images` float [B, 3, S, S] in [-1, 1], optional `valid` bool [B]).
+    """Evaluate `tokenizer` on `batches` (dicts with `images` float [B, 3, S, S] in [-1, 1], optional `mask` bool [B]).
 
     The tokenizer is put into eval mode and back. Metrics: psnr, ssim, ssim_authors, lpips, high_frequency_error,
     frechet_teacher, rfid, usage, perplexity (and `/scale_S` of both), and verifier, verifier_original when a verifier

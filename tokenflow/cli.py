@@ -1,0 +1,101 @@
+"""The `tokenflow` command: small tools around trained models. Training itself is `python -m pipelines.<stage>`.
+
+A subcommand is a line in `COMMANDS` and a module with two functions: `add_arguments(parser)` and
+`run(arguments) -> exit code`. Only the module of the command that was asked for is imported.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenflow import __version__
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A subcommand: where it lives and what `--help` says about it."""
+
+    name: str
+    summary: str
+    module: str
+    examples: tuple[str, ...] = ()
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        name="reconstruct",
+        summary="pictures to codes and back: see what a tokenizer keeps",
+        module="tokenflow.commands.reconstruct",
+        examples=(
+            "tokenflow reconstruct photo.jpg --tokenizer runs/demo/tokenizer/model",
+            "tokenflow reconstruct *.png --tokenizer DIR --out compared --side_by_side --device cuda",
+        ),
+    ),
+    Command(
+        name="doctor",
+        summary="what is installed, which accelerators are in use, what is missing and how to get it",
+        module="tokenflow.commands.doctor",
+        examples=("tokenflow doctor", "tokenflow doctor --model runs/demo/tokenizer/model --json"),
+    ),
+)
+
+
+def main(argv: Sequence[str] | None = None, *, commands: Sequence[Command] = COMMANDS) -> int:
+    """Run the command line; returns the exit code: 0 done, 1 done with a complaint, 2 could not be done."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((command for command in commands if arguments[:1] == [command.name]), None)
+    if chosen is None:
+        return _without_command(arguments, commands)
+    module = importlib.import_module(chosen.module)
+    parser = argparse.ArgumentParser(
+        prog=f"tokenflow {chosen.name}",
+        description=chosen.summary[:1].upper() + chosen.summary[1:] + ".",
+        epilog=_examples(chosen.examples),
+        formatter_class=_Wide,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    parsed = parser.parse_args(arguments[1:])
+    try:
+        return int(module.run(parsed) or 0)
+    except (ValueError, OSError) as error:
+        # What a user can mend is said in one line; anything else is a fault of ours and keeps its traceback.
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _without_command(arguments: Sequence[str], commands: Sequence[Command]) -> int:
+    """Help, version, or the complaint about an unknown command; imports nothing."""
+    parser = argparse.ArgumentParser(
+        prog="tokenflow",
+        description="TokenFlow: one image tokenizer for understanding and generation.",
+        epilog=_examples(tuple(command.examples[0] for command in commands if command.examples))
+        + "\n\nTraining: python -m pipelines.tokenizer_pretrain --recipe nano",
+        formatter_class=_Wide,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"tokenflow {__version__}")
+    listing = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
+    for command in commands:
+        listing.add_parser(command.name, help=command.summary, add_help=False)
+    parser.parse_args(arguments)
+    parser.print_help(sys.stderr)
+    return 2
+
+
+class _Wide(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=110)
+
+
+def _examples(lines: Sequence[str]) -> str:
+    return "examples:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
