@@ -1,4 +1,5 @@
-"""Real photographs without a download: those inside the scikit-image and scikit-learn packages, as a folder of pictures.
+"""Real photographs without a download: those inside scikit-image and scikit-learn, as a folder of pictures.
+pictures.
 
 They stand for "your own photographs" in the demo. Only files that the installed packages contain are read.
 """
@@ -32,10 +33,11 @@ _FRACTIONS = (1.0, 0.7, 0.5)
 def export_photographs(
     directory: str | Path, *, split: Literal["train", "heldout", "all"] = "all", image_size: int = 256
 ) -> list[Path]:
-    """Cut the photographs into square tiles of up to `image_size` pixels, `NAME-NN.png` with a caption in `NAME-NN.txt`.
+    """Cut the photographs into square tiles of up to `image_size` pixels, `NAME-NN.png` with a caption in
+    `NAME-NN.txt`.
 
-    Tiles are the whole height, 0.7 and 0.5 of it, on a regular grid. Returns the pictures' paths, about 15 a photograph.
-    Raises ValueError when neither package is installed.
+    Tiles are the whole height, 0.7 and 0.5 of it, on a regular grid. Returns the pictures' paths, about 15 a
+    photograph. Raises ValueError when neither package is installed.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
