@@ -149,7 +149,7 @@ class TokenizerEvaluation:
         if records is None:
             raise ValueError(
                 "the batch has none of records, captions, keys, expected one for the verifier; "
-                "set records=True in its source"
+                "set records=True in its DataConfig"
             )
         records = [records[index] for index in keep]
         for name, pictures in (("verifier", reconstructions), ("verifier_original", originals)):

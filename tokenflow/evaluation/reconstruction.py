@@ -58,18 +58,25 @@ def ssim(original: Tensor, reconstruction: Tensor, *, data_range: float = 255.0)
     That is: 7x7 uniform window, sample covariance, K1 = 0.01, K2 = 0.03, mean over the pixels whose window lies
     inside, then over channels. The pictures must be at least 7x7.
     """
-    if min(original.shape[-2:]) < SSIM_WINDOW:
-        raise ValueError(f"images are {tuple(original.shape[-2:])}, expected at least {SSIM_WINDOW}x{SSIM_WINDOW}")
-    x, y = original.double(), reconstruction.double()
-    pixels = SSIM_WINDOW**2
-    mean_x, mean_y = (F.avg_pool2d(image, SSIM_WINDOW, stride=1) for image in (x, y))
-    unbiased = pixels / (pixels - 1)
-    variance_x = unbiased * (F.avg_pool2d(x * x, SSIM_WINDOW, stride=1) - mean_x * mean_x)
-    variance_y = unbiased * (F.avg_pool2d(y * y, SSIM_WINDOW, stride=1) - mean_y * mean_y)
-    covariance = unbiased * (F.avg_pool2d(x * y, SSIM_WINDOW, stride=1) - mean_x * mean_y)
+    return _ssim_from(_local_moments(original.double(), reconstruction.double()), data_range=data_range)
+
+
+def _local_moments(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Products of means, sums of squared means, covariances and sums of variances in each window."""
+    if min(x.shape[-2:]) < SSIM_WINDOW:
+        raise ValueError(f"images are {tuple(x.shape[-2:])}, expected at least {SSIM_WINDOW}x{SSIM_WINDOW}")
+    mean_x, mean_y, squares, product = F.avg_pool2d(
+        torch.stack([x, y, x * x + y * y, x * y]).flatten(0, 1), SSIM_WINDOW, stride=1
+    ).chunk(4)
+    unbiased = SSIM_WINDOW**2 / (SSIM_WINDOW**2 - 1)
+    mean_squares = mean_x * mean_x + mean_y * mean_y
+    return mean_x * mean_y, mean_squares, unbiased * (product - mean_x * mean_y), unbiased * (squares - mean_squares)
+
+
+def _ssim_from(moments: tuple[Tensor, Tensor, Tensor, Tensor], *, data_range: float) -> Tensor:
+    mean_product, mean_squares, covariance, variances = moments
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
+    similarity = (2 * mean_product + c1) * (2 * covariance + c2) / ((mean_squares + c1) * (variances + c2))
     return similarity.mean(dim=(1, 2, 3))
 
 
@@ -116,9 +123,10 @@ class ReconstructionMetrics:
         if original.shape[0] == 0:
             return
         self.means["psnr"].update(psnr(original, reconstruction))
-        self.means["ssim"].update(ssim(original, reconstruction))
+        moments = _local_moments(original.double(), reconstruction.double())
+        self.means["ssim"].update(_ssim_from(moments, data_range=255.0))
         # The authors pass data_range=2 for pictures in [0, 1], which is 510 for pictures in 0..255.
-        self.means["ssim_authors"].update(ssim(original, reconstruction, data_range=510.0))
+        self.means["ssim_authors"].update(_ssim_from(moments, data_range=510.0))
         self.means["high_frequency_error"].update(high_frequency_error(original, reconstruction))
         if self.perceptual is not None:
             distance = self.perceptual(original.float() / 127.5 - 1, reconstruction.float() / 127.5 - 1)

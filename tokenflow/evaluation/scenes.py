@@ -11,7 +11,7 @@ from tokenflow.evaluation.grid import Picture
 def verify_scenes(pictures: Sequence[Picture], records: Sequence[Mapping[str, Any] | None]) -> float:
     """Share of uint8 pictures [S, S, 3] from which every object of their record's scene reads back rightly.
 
-    Records are those of `tokenflow.data.shape_shards.write_shapes` (a source with `records=True`).
+    Records are those of `tokenflow.data.shape_shards.write_shapes` (a DataConfig with `records=True`).
     """
     scenes = [(record or {}).get("scene") for record in records]
     if None in scenes:
