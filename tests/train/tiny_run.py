@@ -113,19 +113,24 @@ class Generator(nn.Module):
         return self.layers(x)
 
 
-class Discriminator(nn.Module):
-    """Batch norm inside, and one call for real and fake: the traps of a tokenizer's discriminator."""
+class Critic(nn.Module):
+    """One path with batch norm, as a PatchGAN has, and one without, so that there is something to tell apart."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = nn.Sequential(
-            nn.Linear(WIDTH, 8),
-            nn.BatchNorm1d(8),
-            nn.LeakyReLU(0.2),
-            nn.Linear(8, 8),
-            nn.BatchNorm1d(8),
-            nn.Linear(8, 1),
-        )
+        self.normed = nn.Sequential(nn.Linear(WIDTH, 8), nn.BatchNorm1d(8), nn.LeakyReLU(0.2), nn.Linear(8, 1))
+        self.plain = nn.Sequential(nn.Linear(WIDTH, 8), nn.LeakyReLU(0.2), nn.Linear(8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.normed(x) + self.plain(x)
+
+
+class Discriminator(nn.Module):
+    """Called once for real and fake together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = Critic()
 
     def forward(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         return self.network(real), self.network(fake)
@@ -142,17 +147,18 @@ class GanTask(train.OneModelTask):
         generator, discriminator = engines["generator"], engines["discriminator"]
         real = batch["x"]
         fake = generator(real)
-        # A tensor after the engine's output: DeepSpeed acts on gradients that reach its outputs.
-        image = fake.clone()
+        # A leaf cuts the graph: every network behind the picture is passed backward once, which ZeRO-3 insists on, and
+        # nothing but `backward` reaches the engine's output, which DeepSpeed insists on.
+        image = fake.detach().requires_grad_()
         reconstruction = functional.mse_loss(image, real)
         with train.frozen(discriminator) as network:
             adversarial = -network.network(image).mean()
-            pull = torch.autograd.grad(reconstruction, image, retain_graph=True)[0].norm()
-            push = torch.autograd.grad(adversarial, image, retain_graph=True)[0].norm()
-            weight = (pull / (push + 1e-4)).clamp(max=10).detach()
             if state.step in self._poisoned:
                 adversarial = adversarial * float("inf")
-            generator.backward(reconstruction + 0.1 * weight * adversarial)
+            push = torch.autograd.grad(adversarial, image)[0]
+        pull = torch.autograd.grad(reconstruction, image)[0]
+        weight = (pull.norm() / (push.norm() + 1e-4)).clamp(max=10)
+        generator.backward((fake * (pull + 0.1 * weight * push)).sum())
         terms = {"reconstruction": reconstruction.detach(), "adversarial": adversarial.detach()}
         if state.step < self._start:
             return {**terms, "discriminator": torch.zeros(())}

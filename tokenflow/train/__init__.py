@@ -9,6 +9,7 @@ from tokenflow.train.engine import Engine, frozen
 from tokenflow.train.guards import NonFiniteError, StopSignal, constant_image_alarm
 from tokenflow.train.hooks import ConsoleProgress, Hook
 from tokenflow.train.loop import evaluate, fit
+from tokenflow.train.memory import MemoryEstimate, estimate_memory
 from tokenflow.train.run import Run
 from tokenflow.train.schedule import OptimizerConfig, ScheduleConfig, decay_matrices_only, learning_rate_at
 from tokenflow.train.state import TrainState
@@ -23,6 +24,7 @@ __all__ = [
     "Engines",
     "EvalResult",
     "Hook",
+    "MemoryEstimate",
     "Metrics",
     "NonFiniteError",
     "OneModelTask",
@@ -37,6 +39,7 @@ __all__ = [
     "TrainState",
     "constant_image_alarm",
     "decay_matrices_only",
+    "estimate_memory",
     "evaluate",
     "find_checkpoint",
     "fit",
