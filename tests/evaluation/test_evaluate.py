@@ -94,6 +94,19 @@ def test_two_ranks_with_a_padded_last_batch_equal_one():
     assert result.metrics == one.metrics
 
 
+def test_a_rank_with_nothing_but_padding_takes_part():
+    one = evaluate_tokenizer(CoarseTokenizer().eval(), batches(count=4), teacher=teacher)
+    ranks = [TokenizerEvaluation(CoarseTokenizer().eval(), teacher=teacher) for _ in range(2)]
+    batch = next(batches(count=4))
+    ranks[0].update(batch)
+    ranks[1].update(batch | {"mask": torch.zeros(4, dtype=torch.bool)})
+    sent: list[torch.Tensor] = []
+    ranks[0].compute(lambda tensor: sent.append(tensor.clone()) or tensor)
+    result = ranks[1].compute(lambda tensor: tensor + sent.pop(0))
+    assert result.metrics == one.metrics
+    assert len(result.originals) == 0 and result.grid.shape == (1, 1, 3)
+
+
 def test_a_saved_evaluation_continues(tmp_path):
     settings = {"teacher": teacher, "verifier": lambda pictures, records: 1.0, "pictures": 6}
     whole = evaluate_tokenizer(CoarseTokenizer().eval(), batches(), **settings)

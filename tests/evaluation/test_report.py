@@ -152,6 +152,18 @@ def test_metrics_survive_a_cut_line_and_a_resumed_run(tmp_path):
     ]
 
 
+def test_metrics_of_an_evaluation_keep_their_own_name(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = [
+        {"step": 5, "kind": "train", "samples": 40, "psnr": 20.0},
+        {"step": 5, "kind": "evaluation", "samples": 40, "psnr": 19.0, "alarms": ["dead codes"]},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_metrics(path) == [
+        {"step": 5, "samples": 40, "psnr": 20.0, "evaluation/psnr": 19.0, "alarms": ["dead codes"]}
+    ]
+
+
 def test_metrics_with_nan_are_read_and_drawn(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": 1.5}\n')

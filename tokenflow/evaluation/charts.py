@@ -174,6 +174,7 @@ def bar_chart(
     values: Sequence[float],
     *,
     title: str,
+    x_label: str = "",
     y_label: str = "",
     maximum: float | None = None,
     percent: bool = False,
@@ -196,13 +197,17 @@ def bar_chart(
             f'<g><title>{escape(label)}: {escape(text)}</title><rect class="bar" x="{centre - width / 2:.1f}" '
             f'y="{min(edge, zero):.1f}" width="{width:.1f}" height="{max(abs(zero - edge), 0.5):.1f}" rx="2"/>'
         )
-        if slot >= 30:
+        if slot >= 38:
             parts.append(f'<text class="value" x="{centre:.1f}" y="{min(edge, zero) - 5:.1f}">{escape(text)}</text>')
         if slot >= 14 or index % math.ceil(14 / slot) == 0:
             parts.append(
                 f'<text class="tick middle" x="{centre:.1f}" y="{HEIGHT - BOTTOM + 18}">{escape(label)}</text>'
             )
         parts.append("</g>")
+    if x_label:
+        parts.append(
+            f'<text class="label middle" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 6}">{escape(x_label)}</text>'
+        )
     described = f"{title}: " + ", ".join(f"{a} {b}" for a, b in zip(labels, shown, strict=True))
     return figure(title, _svg(parts, described), note=y_label)
 

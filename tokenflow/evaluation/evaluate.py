@@ -70,7 +70,11 @@ class EvaluationResult:
     grid: Picture = field(init=False)
 
     def __post_init__(self) -> None:
-        self.grid = reconstruction_grid(self.originals, self.reconstructions)
+        # A rank may have had nothing but padding: it shows a white pixel.
+        none = not len(self.originals)
+        self.grid = (
+            np.full((1, 1, 3), 255, np.uint8) if none else reconstruction_grid(self.originals, self.reconstructions)
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write `result.json` (metrics, protocol, code counts a scale) and `grid.png`, each atomically."""
@@ -169,13 +173,15 @@ class TokenizerEvaluation:
         if self.verifier is not None:
             metrics |= {name: mean.compute(all_reduce) for name, mean in self.verified.items()}
         total = int(self.images if all_reduce is None else all_reduce(self.images.clone()))
-        originals, reconstructions = (np.stack(pictures) for pictures in self.shown)
+        size = self.tokenizer.config.image_size
+        empty = np.zeros((0, size, size, 3), np.uint8)
+        originals, reconstructions = (np.stack(pictures) if pictures else empty for pictures in self.shown)
         return EvaluationResult(
             metrics=metrics,
             protocol=describe_protocol(
                 self.protocol,
                 images=total,
-                image_size=originals.shape[1:3],
+                image_size=size,
                 missing=self.not_measured,
                 warnings=warnings,
             ),
@@ -258,7 +264,7 @@ def describe_protocol(
     protocol: EvaluationProtocol,
     *,
     images: int,
-    image_size: tuple[int, ...],
+    image_size: int,
     missing: Mapping[str, str],
     warnings: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -266,7 +272,7 @@ def describe_protocol(
     return {
         "reference": protocol.reference,
         "images": images,
-        "image_size": list(image_size),
+        "image_size": image_size,
         "crop": protocol.crop,
         "rounding": protocol.rounding,
         "reference_rounding": protocol.reference_rounding,
@@ -274,6 +280,10 @@ def describe_protocol(
         "ssim": "uint8, data_range 255, 7x7 uniform window, mean over channels: scikit-image's default",
         "ssim_authors": "as ssim with data_range 2 on pictures in [0, 1], as the authors' script does; flatters",
         "high_frequency_error": "rms of the difference minus its 5x5 binomial blur, grey levels of 255",
+        "usage": "share of codes that occur on these pictures at least once",
+        "perplexity": "exp of the entropy of the codes' frequencies on these pictures",
+        "verifier": "share of reconstructions from which every object reads back rightly",
+        "verifier_original": "the same on the originals: what the verifier itself can reach",
         "frechet_teacher": "Frechet distance of the teacher's mean tokens; not an FID",
         "rfid": "FID of reconstructions against these originals, Inception-v3 of 2015 through torch-fidelity",
         "not_measured": dict(missing),

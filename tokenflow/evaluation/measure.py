@@ -105,6 +105,8 @@ def png_bytes(image: Any) -> bytes:
     """A uint8 picture [H, W, 3] (numpy) as the bytes of a PNG file."""
     from PIL import Image
 
+    if str(image.dtype) != "uint8" or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"picture is {image.dtype} {tuple(image.shape)}, expected uint8 [height, width, 3]")
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()

@@ -27,6 +27,9 @@ from tokenflow.evaluation.style import STYLE
 
 logger = logging.getLogger(__name__)
 
+ROW_FIELDS = ("step", "samples", "time", "alarms")
+"""What a row of metrics holds besides metrics."""
+
 TINY = 128
 """Pictures up to this width are shown pixel by pixel."""
 
@@ -126,12 +129,19 @@ class Report:
         title: str,
         ylabel: str = "",
         *,
+        xlabel: str = "",
         maximum: float | None = None,
         percent: bool = False,
     ) -> None:
         """Bars of {label: value}; `maximum` fixes the top of the axis, `percent` shows shares."""
         chart = bar_chart(
-            list(values), list(values.values()), title=title, y_label=ylabel, maximum=maximum, percent=percent
+            list(values),
+            list(values.values()),
+            title=title,
+            x_label=xlabel,
+            y_label=ylabel,
+            maximum=maximum,
+            percent=percent,
         )
         self._add("figures", chart)
 
@@ -142,15 +152,15 @@ class Report:
     def table(self, header: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:
         """A table; numbers are formatted and aligned to the right, booleans become marks."""
         numeric = [
-            all(_is_number(row[i]) or row[i] in (None, NOT_MEASURED) for row in rows) for i in range(len(header))
+            all(_is_number(row[i]) or row[i] in (None, "", NOT_MEASURED) for row in rows) for i in range(len(header))
         ]
         for row in rows:
             if len(row) != len(header):
                 raise ValueError(f"a table row has {len(row)} cells, expected {len(header)} as in the header {header}")
-        style = [' class="numeric"' if flag and rows else "" for flag in numeric]
-        head = "".join(f"<th{s}>{escape(str(cell))}</th>" for cell, s in zip(header, style, strict=True))
+        styles = [' class="numeric"' if flag and rows else "" for flag in numeric]
+        head = "".join(f"<th{style}>{escape(str(cell))}</th>" for cell, style in zip(header, styles, strict=True))
         body = "".join(
-            "<tr>" + "".join(f"<td{s}>{_cell(cell)}</td>" for cell, s in zip(row, style, strict=True)) + "</tr>"
+            "<tr>" + "".join(_cell(cell, style) for cell, style in zip(row, styles, strict=True)) + "</tr>"
             for row in rows
         )
         caption = f"<caption>{escape(title)}</caption>" if title else ""
@@ -189,8 +199,9 @@ class Report:
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """Rows of a `metrics.jsonl`, one a step, in order of steps.
 
-    A killed run leaves a cut last line, and a resumed one repeats steps: what cannot be read is named in the log and
-    left out, and later values of a step replace earlier ones.
+    Rows that say `"kind": "evaluation"` have that before their metrics: `evaluation/psnr`. A killed run leaves a cut
+    last line, and a resumed one may repeat steps: what cannot be read is counted in the log and left out, and later
+    values of a step replace earlier ones.
     """
     steps: dict[Any, dict[str, Any]] = {}
     damaged = 0
@@ -200,15 +211,20 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
-            damaged += 1
-            continue
+            row = None
         if isinstance(row, dict) and _is_number(row.get("step")):
-            steps.setdefault(row["step"], {}).update(row)
+            steps.setdefault(row["step"], {}).update(_named_by_kind(row))
         else:
             damaged += 1
     if damaged:
         logger.warning("%s: left out %d lines that are no rows with a step", path, damaged)
     return [steps[step] for step in sorted(steps)]
+
+
+def _named_by_kind(row: dict[str, Any]) -> dict[str, Any]:
+    kind = row.pop("kind", "train")
+    prefix = "" if kind == "train" else f"{kind}/"
+    return {name if name in ROW_FIELDS else f"{prefix}{name}": value for name, value in row.items()}
 
 
 def _section(index: int, title: str, intro: str, blocks: Sequence[tuple[str, str]]) -> str:
@@ -260,12 +276,16 @@ def _picture_row(row: PictureRow) -> str:
     return f'<tr><th scope="row">{escape(row.label)}</th>{"".join(cells)}</tr>'
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, style: str) -> str:
     if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return f'<span class="mark {"good" if value else "bad"}">{"✓ yes" if value else "✗ no"}</span>'
-    return escape(number(value) if _is_number(value) else str(value))
+        shown = "–"
+    elif isinstance(value, bool):
+        shown = f'<span class="mark {"good" if value else "bad"}">{"✓ yes" if value else "✗ no"}</span>'
+    else:
+        shown = escape(number(value) if _is_number(value) else str(value))
+    if not style and len(shown) > 60:
+        style = ' class="long"'
+    return f"<td{style}>{shown}</td>"
 
 
 def _is_number(value: Any) -> bool:

@@ -112,6 +112,7 @@ figcaption small { display: block; font-weight: 400; color: var(--faint); font-s
   white-space: nowrap; }
 .scroll td.numeric, .scroll th.numeric { text-align: right; font-variant-numeric: tabular-nums;
   white-space: nowrap; }
+.scroll td.long { min-width: 18rem; }
 .scroll tbody tr:hover { background: color-mix(in srgb, var(--accent) 5%, transparent); }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 14px 18px;
   overflow-x: auto; margin-bottom: 0;
