@@ -32,6 +32,18 @@ _FIRST = np.s_[:1]
 _COARSE = np.s_[:, :, ::4, ::4]
 _ROWS = np.s_[:64]
 
+_TOKENIZER_ENCODE = {
+    **dict.fromkeys(("indices", "gap"), _FIRST),
+    "sem_z": np.s_[:1, ::4],
+    "pix_z": np.s_[:1, :, ::2, ::2],
+    "final_quantize": np.s_[:1, :, ::4, ::4],
+}
+_TOKENIZER_DECODE = {
+    **dict.fromkeys(("codes", "sem_tokens"), _FIRST),
+    "sel": _ALL,
+    "image": np.s_[:1, :, ::8, ::8],
+}
+
 SLICES: dict[str, dict[str, object]] = {
     "vq_train": {
         "grad_vq_vqkd": _ALL,
@@ -63,6 +75,12 @@ SLICES: dict[str, dict[str, object]] = {
     "t2i_tower_features": {"codes": _ALL, "features": np.s_[:, ::8]},
     "gan_losses": dict.fromkeys(("logits_real", "logits_fake", "hinge_d", "vanilla_d", "hinge_gen"), _ALL),
     "lpips": {**dict.fromkeys(("image_a", "image_b", "value", "relu1_2", "relu5_3"), _ALL), "grad_b": _COARSE},
+    "clip_teacher_target": {"target_tokens": _ALL, "sel": _ALL},
+    **{
+        f"tok_{name}_{part}": slices
+        for name in ("clipb_224", "clipb_224_enh_interp", "vitamin_xlarge_256", "siglip_384")
+        for part, slices in (("encode", _TOKENIZER_ENCODE), ("decode_code", _TOKENIZER_DECODE))
+    },
 }
 """What of each file is kept here: array name -> slice of the whole array. Other arrays are left out."""
 

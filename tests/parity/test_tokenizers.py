@@ -1,0 +1,142 @@
+"""The tokenizers compute what the authors' four released architectures compute, from pixels to codes to pixels.
+
+Batch element 0 of each file, as elements are independent. `tokenflow-b` runs with the other tests; the rest are slow.
+"""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.parity.fixtures import SLICES, Golden, fill, goldens, images, shared_json, to_input, weight
+from tokenflow import TokenFlowTokenizer
+from tokenflow.tokenizer.presets import preset, teacher_preset
+from tokenflow.tokenizer.state_dict import from_authors, to_authors, tower_table
+from tokenflow.tokenizer.teachers import Teacher
+
+PRESETS = {
+    "clipb_224": "tokenflow-b",
+    "clipb_224_enh_interp": "tokenflow-b-256-enhanced",
+    "vitamin_xlarge_256": "tokenflow-l",
+    "siglip_384": "tokenflow-xl",
+}
+MANIFESTS = {
+    "clipb_224": (181_902_251, "2e69dbceaf080373"),
+    "clipb_224_enh_interp": (376_569_643, "0c0e9c865ede8aba"),
+    "vitamin_xlarge_256": (559_964_145, "3ddb30aabe0d5c03"),
+    "siglip_384": (554_009_969, "bc2ea873936bad87"),
+}
+"""Numbers in the authors' checkpoint without its usage record, and the digest of its keys and shapes."""
+TIE = 1e-4
+"""Distance gap under which two codes count as equally near."""
+
+
+def authors_shapes(name: str) -> dict[str, list[int]]:
+    """Keys and shapes that our preset gives in the authors' words."""
+    config = preset(PRESETS[name])
+    with torch.device("meta"):
+        state = TokenFlowTokenizer(config).state_dict()
+    return {key: list(value.shape) for key, value in to_authors(config, state).items()}
+
+
+def digest(shapes: dict[str, list[int]]) -> str:
+    return hashlib.sha256(repr(sorted(shapes.items())).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_keys_and_shapes_are_those_of_the_authors_checkpoints(name):
+    shapes = authors_shapes(name)
+    assert (sum(int(np.prod(shape)) for shape in shapes.values()) - 131_072, digest(shapes)) == MANIFESTS[name]
+    if (manifest := shared_json(f"keys_tokenizer_{name}.json")) is not None:
+        assert shapes == {key: shape for key, (shape, _) in manifest.items()}
+
+
+def build(name: str, *, offset: int) -> TokenFlowTokenizer:
+    """Our tokenizer with the rule's weights, brought in under the authors' keys."""
+    config = preset(PRESETS[name])
+    with torch.device("meta"):
+        model = TokenFlowTokenizer(config)
+    weights = fill(to_authors(config, model.state_dict()), offset=offset)
+    model.load_state_dict(from_authors(config, weights), assign=True)
+    return model.eval()
+
+
+def close(golden: Golden, name: str, actual: Tensor, *, atol: float) -> None:
+    """Compare batch element 0 as far as the source keeps it."""
+    if not golden.whole:
+        actual = actual[SLICES[golden.name][name]]
+    expected = golden.array(name)[:1].float()
+    torch.testing.assert_close(actual, expected, atol=atol, rtol=0, msg=lambda text: f"{name}: {text}")
+
+
+def check_encode(golden: Golden, model: TokenFlowTokenizer) -> None:
+    size = model.config.image_size
+    pixels = to_input((golden.array("image_u8") if golden.whole else images(2, size, 0))[:1])
+    semantic, pixel = (encoder(pixels) for encoder in model.encoders.values())
+    close(golden, "sem_z", semantic.flatten(2).transpose(1, 2), atol=1e-4)
+    close(golden, "pix_z", pixel, atol=1e-4)
+    quantized = model.quantizer(torch.cat([semantic, pixel], dim=1))
+    expected, gap = golden.array("indices")[0].long(), golden.array("gap")[0]
+    start = 0
+    for scale in model.config.scales:
+        part = slice(start, start + scale**2)
+        wrong = quantized.indices[0, part] != expected[part]
+        assert (gap[part][wrong] < TIE).all(), f"scale {scale}: {int(wrong.sum())} indices differ, not all of them ties"
+        if wrong.any():
+            return  # a tie decided the other way changes the residual of every later scale
+        start += scale**2
+    close(golden, "final_quantize", quantized.quantized, atol=1e-5)
+
+
+def check_decode(golden: Golden, model: TokenFlowTokenizer) -> None:
+    codes = golden.array("codes")[:1].long()
+    total = model.quantizer.decode_indices(codes)
+    reconstruction, semantic = model._decode(total)
+    close(golden, "image", reconstruction, atol=2e-3)
+    close(golden, "sem_tokens", semantic[:, golden.array("sel")], atol=1e-4)
+
+
+def check(golden: Golden, name: str) -> None:
+    model = build(name, offset=golden.offset)
+    with torch.inference_mode():
+        check_encode(golden, model)
+        check_decode(golden.sibling(f"tok_{name}_decode_code"), model)
+
+
+@pytest.mark.parametrize("golden", goldens("tok_clipb_224_encode")[-1:])
+def test_tokenflow_b(golden):
+    check(golden, "clipb_224")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("golden", goldens("tok_clipb_224_enh_interp_encode")[-1:])
+def test_tokenflow_b_at_256_with_the_enhanced_decoder(golden):
+    check(golden, "clipb_224_enh_interp")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("golden", goldens("tok_vitamin_xlarge_256_encode")[-1:])
+def test_tokenflow_l(golden):
+    check(golden, "vitamin_xlarge_256")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("golden", goldens("tok_siglip_384_encode")[-1:])
+def test_tokenflow_xl(golden):
+    check(golden, "siglip_384")
+
+
+@pytest.mark.parametrize("golden", goldens("clip_teacher_target")[-1:])
+def test_the_clip_teachers_target(golden):
+    teacher = Teacher(teacher_preset("clip-b16", pretrained="random"))
+    state = {}
+    for entry in tower_table("clip", teacher.config.vision):
+        shape = tuple(teacher.tower.state_dict()[entry.ours].shape)
+        state[entry.ours] = weight(f"visual.{entry.theirs[0]}", shape, offset=golden.offset)
+    teacher.tower.load_state_dict(state)
+    projection = weight("visual.proj", (768, 512), offset=golden.offset)
+    teacher.projection.load_state_dict({"weight": projection.T})
+    pixels = to_input((golden.array("image_u8") if golden.whole else images(2, 224, 0))[:1])
+    close(golden, "target_tokens", teacher(pixels)[:, golden.array("sel")], atol=1e-4)
