@@ -210,7 +210,7 @@ def accelerators() -> Iterator[Finding]:
         "flash-attn",
         "ok" if flash else absent,
         flash or f"not installed{why}",
-        "" if flash else 'pip install "tokenflow[gpu]" --no-build-isolation (needs nvcc, or a wheel for this torch)',
+        "" if flash else "pip install flash-attn --no-build-isolation (needs nvcc, or a wheel for this torch)",
     )
     kind = apex_kind()
     yield found(

@@ -90,7 +90,7 @@ def load_vgg_into_lpips(network: torch.nn.Module, tensors: dict[str, Tensor], na
 def load_inception(path: str | Path | None = None, device: str | torch.device = "cpu") -> Callable | NotMeasured:
     """Inception-v3 (2015, TensorFlow's resize and weights, by torch-fidelity): uint8 [B, 3, H, W] -> [B, 2048]."""
     if find_spec("torch_fidelity") is None:
-        return NotMeasured('rFID needs the torch-fidelity package: pip install "tokenflow[fid]"')
+        return NotMeasured("rFID needs the torch-fidelity package: pip install torch-fidelity")
     found = find_weights(INCEPTION_FILE, path)
     if found is None:
         return NotMeasured(
