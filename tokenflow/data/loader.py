@@ -33,8 +33,8 @@ class Loader:
     list[dict | None] where the configuration asks for them. Resuming from `cursor` continues with the step after the
     one that this micro-batch belongs to if it is the step's last, and repeats the whole step otherwise.
 
-    Attributes: `steps_per_epoch`, equal on every rank; `skipped`, the unusable samples of this rank so far;
-    `samples_read`, the samples of this rank so far.
+    Attributes: `steps_per_epoch`, equal on every rank; `skipped`, the unusable samples this rank has met, each once;
+    `samples_read` and `bad_reads`, this rank's samples and unusable ones so far.
 
     Raises ValueError for sizes that do not divide, sources without enough samples, or a cursor of other data.
     """
@@ -68,7 +68,8 @@ class Loader:
                 "lower global_batch_size or add data"
             )
         self.steps_per_epoch = self.total_samples // global_batch_size
-        self.skipped: list[SkippedSample] = []
+        self.bad_reads = 0
+        self._skipped: dict[tuple[str, str], SkippedSample] = {}
         self.samples_read = 0
         self._start = self._checked(cursor).samples if cursor else 0
         self._slices = _Slices(
@@ -106,6 +107,11 @@ class Loader:
         counts = self.reader.mixture.counts(samples)
         return Cursor(samples=samples, sources=tuple(zip(self.reader.names, counts, self.reader.sizes, strict=True)))
 
+    @property
+    def skipped(self) -> list[SkippedSample]:
+        """The different unusable samples that this rank has met."""
+        return list(self._skipped.values())
+
     def close(self) -> None:
         """Stop the worker processes."""
         self._loaded = iter(())
@@ -121,15 +127,18 @@ class Loader:
 
     def _note(self, skipped: list[SkippedSample]) -> None:
         for item in skipped:
-            self.skipped.append(item)
-            number = len(self.skipped)
+            self.bad_reads += 1
+            if (item.where, item.key) in self._skipped:
+                continue
+            self._skipped[item.where, item.key] = item
+            number = len(self._skipped)
             if number <= _NAMED or number & (number - 1) == 0:
                 logger.warning("skipped %s in %s: %s (%d so far)", item.key, item.where, item.reason, number)
         allowed = max(self.config.min_bad_samples, self.config.max_bad_fraction * self.samples_read)
-        if skipped and len(self.skipped) > allowed:
+        if skipped and self.bad_reads > allowed:
             examples = "; ".join(f"{item.key} in {item.where}: {item.reason}" for item in self.skipped[:3])
             raise TooManyBadSamples(
-                f"{len(self.skipped)} of {self.samples_read} samples cannot be used, more than max_bad_fraction "
+                f"{self.bad_reads} of {self.samples_read} samples cannot be used, more than max_bad_fraction "
                 f"{self.config.max_bad_fraction} (and min_bad_samples {self.config.min_bad_samples}). "
                 f"Examples: {examples}. Repair or rewrite the shards, or raise the limit."
             )
