@@ -18,8 +18,8 @@ from PIL import Image
 from tokenflow.data.captions import caption
 from tokenflow.data.questions import questions
 from tokenflow.data.shapes import Scene, SceneSampler, Split, draw
+from tokenflow.data.shards import MANIFEST_NAME
 
-MANIFEST_NAME = "manifest.json"
 _CAPTIONS = 8
 
 
