@@ -38,7 +38,9 @@ def test_constants_and_integers_stay():
     assert filled["bn.weight"].sub(1).abs().max() < 0.2
 
 
-@pytest.mark.parametrize("golden", [*goldens("patchgan"), *goldens("clip_teacher_target")])
+@pytest.mark.parametrize(
+    "golden", [*goldens("patchgan"), *(p for p in goldens("clip_teacher_target") if p.values[0].whole)]
+)
 def test_picture_formula_gives_stored_pictures(golden):
     stored = golden.array("image_u8")
     seeds = [seed for seed in range(32) if torch.equal(images(len(stored), stored.shape[1], seed), stored)]
