@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokenflow.tokenizer import quantizer as module
 from tokenflow.tokenizer.quantizer import (
@@ -328,3 +329,27 @@ def test_dropped_scale_respects_certain_probabilities_and_one_scale():
     assert all(draw_dropped_scale(num_scales=1, probability=1.0, seed=0, step=s) is None for s in steps)
     with pytest.raises(ValueError, match="0 to 1"):
         draw_dropped_scale(num_scales=3, probability=1.5, seed=0, step=0)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers how many elements the largest result of any operation had."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize(("entropy_weight", "codebook_size"), [(0.0, 16384), (0.1, 4096)])
+def test_no_operation_holds_tokens_times_codes(entropy_weight, codebook_size, monkeypatch):
+    monkeypatch.setattr(module, "_ENTROPY_CHUNK_ELEMENTS", 2**19)
+    quantizer = make(codebook_size=codebook_size, scales=(16,), entropy_weight=entropy_weight).quantizer
+    features = torch.randn(4, 10, 16, 16, requires_grad=True)
+    with LargestTensor() as largest:
+        output = quantizer(features)
+        (output.quantized.sum() + output.codebook_loss + output.commitment_loss + output.entropy_loss).backward()
+    assert largest.elements <= 2**19 <= 1024 * codebook_size / 8

@@ -143,9 +143,10 @@ class LearnedPerceptualLoss(nn.Module):
         super().__init__()
         import lpips  # here, because importing it takes torchvision with it
 
+        state = None if checkpoint == "random" else _vgg16_state(checkpoint)
         self.network = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
-        if checkpoint != "random":
-            _load_vgg16(self.network.net, checkpoint)
+        if state is not None:
+            self.network.net.load_state_dict(_renamed(state, self.network.net))
         self.requires_grad_(False)
         self.eval()
 
@@ -156,47 +157,38 @@ class LearnedPerceptualLoss(nn.Module):
     def distance(self, images: Float[Tensor, "B 3 H W"], others: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B"]:
         """Return one distance a pair of images [B, 3, H, W] in [-1, 1], at least 16 pixels a side."""
         with torch.autocast(images.device.type, enabled=False):
-            maps, other_maps = self._maps(images), self._maps(others)
-            terms = [
-                head.model[-1]((a - b).square()).mean((1, 2, 3))
-                for head, a, b in zip(self.network.lins, maps, other_maps, strict=True)
-            ]
-            return torch.stack(terms).sum(0)
+            return self.network(images.float(), others.float()).flatten()
 
     def forward(self, prediction: Float[Tensor, "B 3 H W"], target: Float[Tensor, "B 3 H W"]) -> Tensor:
         """Return the mean distance of images in [-1, 1]."""
         return self.distance(prediction, target).mean()
 
-    def _maps(self, images: Tensor) -> list[Tensor]:
-        maps = self.network.net(self.network.scaling_layer(images.float()))
-        # The package's own normalisation has a NaN gradient where all channels of a ReLU map are zero.
-        return [x / (x.square().sum(1, keepdim=True).clamp_min(1e-20).sqrt() + 1e-10) for x in maps]
+
+_VGG16_REMEDY = (
+    f"Fetch {VGG16_URL} and pass its path as perceptual_checkpoint, or choose perceptual: teacher (the frozen "
+    "teacher's features) or none."
+)
 
 
-def _load_vgg16(trunk: nn.Module, checkpoint: str | None) -> None:
-    remedy = (
-        f"Fetch {VGG16_URL} and pass its path as perceptual_checkpoint, or choose perceptual: teacher (the frozen "
-        "teacher's features) or none."
-    )
+def _vgg16_state(checkpoint: str | None) -> dict[str, Tensor]:
     if checkpoint is not None:
         if not Path(checkpoint).is_file():
             raise FileNotFoundError(
-                f"perceptual_checkpoint {checkpoint!r} is not a file; expected {VGG16_FILE}. {remedy}"
+                f"perceptual_checkpoint {checkpoint!r} is not a file; expected {VGG16_FILE}. {_VGG16_REMEDY}"
             )
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    else:
-        try:
-            state = torch.hub.load_state_dict_from_url(VGG16_URL, map_location="cpu", weights_only=True, progress=False)
-        except OSError as error:  # urllib's errors are OSErrors
-            raise OSError(f"LPIPS needs {VGG16_FILE}, which could not be downloaded ({error}). {remedy}") from error
-    for name, module in trunk.named_modules():
-        if isinstance(module, nn.Conv2d):
-            key = f"features.{name.rsplit('.', 1)[1]}"  # the trunk's slices keep torchvision's numbers
-            if f"{key}.weight" not in state:
-                raise ValueError(
-                    f"{checkpoint or VGG16_URL} has no {key}.weight; expected torchvision's VGG16. {remedy}"
-                )
-            module.load_state_dict({part: state[f"{key}.{part}"] for part in ("weight", "bias")})
+        return torch.load(checkpoint, map_location="cpu", weights_only=True)
+    try:
+        return torch.hub.load_state_dict_from_url(VGG16_URL, map_location="cpu", weights_only=True, progress=False)
+    except OSError as error:  # urllib's errors are OSErrors
+        raise OSError(f"LPIPS needs {VGG16_FILE}, which could not be downloaded ({error}). {_VGG16_REMEDY}") from error
+
+
+def _renamed(state: dict[str, Tensor], trunk: nn.Module) -> dict[str, Tensor]:
+    """From torchvision's keys to those of the trunk, whose slices keep torchvision's numbers."""
+    keys = {key: f"features.{key.split('.', 1)[1]}" for key in trunk.state_dict()}
+    if missing := [theirs for theirs in keys.values() if theirs not in state]:
+        raise ValueError(f"VGG16 weights lack {missing}; expected torchvision's {VGG16_FILE}. {_VGG16_REMEDY}")
+    return {key: state[theirs] for key, theirs in keys.items()}
 
 
 class FeatureDistance(nn.Module):
