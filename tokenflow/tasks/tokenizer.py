@@ -1,0 +1,237 @@
+"""Stage 1: one step of a TokenFlow tokenizer (paper, section 3.2).
+
+L_total = L_sem + L_VQ + L_pix, with L_pix = l2 + L_P + lambda_G L_G (equation 4). The tokenizer and the discriminator
+are two engines; teacher and perceptual network are frozen and live outside both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenflow.config import Launch
+from tokenflow.data import EvaluationBatches, to_uint8
+from tokenflow.evaluation.grid import reconstruction_grid
+from tokenflow.tasks.tokenizer_recipe import TokenizerRecipe
+from tokenflow.tokenizer.discriminators import build_discriminator
+from tokenflow.tokenizer.losses import (
+    adaptive_weight,
+    adversarial_weight,
+    build_perceptual_loss,
+    discriminator_loss,
+    generator_loss,
+    reconstruction_loss,
+    semantic_loss,
+)
+from tokenflow.tokenizer.model import TokenFlowTokenizer, TokenizerOutput
+from tokenflow.tokenizer.quantizer import draw_dropped_scale
+from tokenflow.tokenizer.teachers import Teacher, build_teacher
+from tokenflow.tokenizer.usage import CodebookUsage
+from tokenflow.train import (
+    Engine,
+    Engines,
+    EvalResult,
+    Metrics,
+    TrainState,
+    constant_image_alarm,
+    distributed,
+    frozen,
+)
+
+logger = logging.getLogger(__name__)
+
+GENERATOR = "tokenizer"
+DISCRIMINATOR = "discriminator"
+
+
+def build_engines(recipe: TokenizerRecipe, launch: Launch) -> Engines:
+    """The tokenizer's engine and, unless the loss has none, the discriminator's. Every rank calls it."""
+    config = recipe.model.config()
+    common: dict[str, Any] = {
+        "train": recipe.train,
+        "schedule": recipe.schedule,
+        "deepspeed": launch.deepspeed(),
+        "deepspeed_source": str(launch.ds_config),
+    }
+    build = TokenFlowTokenizer.build if launch.init_from is None else TokenFlowTokenizer
+    engines = {
+        GENERATOR: Engine(
+            lambda: build(config),
+            name=GENERATOR,
+            optimizer=recipe.optimizer,
+            ema_decay=recipe.train.ema_decay,
+            weights=launch.init_from,
+            **common,
+        )
+    }
+    if recipe.loss.discriminator != "none":
+        engines[DISCRIMINATOR] = Engine(
+            lambda: build_discriminator(
+                recipe.loss.discriminator,
+                image_size=config.image_size,
+                channels=recipe.loss.discriminator_channels,
+                layers=recipe.loss.discriminator_layers,
+            ),
+            name=DISCRIMINATOR,
+            optimizer=recipe.discriminator_optimizer,
+            **common,
+        )
+    return engines
+
+
+def evaluation_batches(recipe: TokenizerRecipe, *, rank: int, world_size: int) -> EvaluationBatches:
+    """This rank's pictures for evaluations during training: `evaluation_sources`, else the first training ones."""
+    sources = recipe.evaluation_sources or recipe.data.sources
+    data = dataclasses.replace(recipe.data, sources=sources, records=False, num_workers=0)
+    everything = EvaluationBatches(data, batch_size=recipe.train.micro_batch_size, rank=rank, world_size=world_size)
+    everything.count = min(everything.count, recipe.evaluation_images)
+    return everything
+
+
+def export(recipe: TokenizerRecipe, engines: Engines, directory: Path) -> None:
+    """Write the tokenizer, with averaged weights if there are any, for `from_pretrained`. Every rank calls it."""
+    weights = engines[GENERATOR].gathered_average()
+    if not distributed.is_main_process():
+        return
+    tokenizer = TokenFlowTokenizer(recipe.model.config())
+    tokenizer.load_state_dict(weights)
+    tokenizer.save_pretrained(directory)
+    logger.info("tokenizer written to %s", directory)
+
+
+class TokenizerTask:
+    """What a micro-batch does in stage 1, and how its reconstructions are looked at."""
+
+    def __init__(self, recipe: TokenizerRecipe, *, evaluation_batches: Iterable[Mapping[str, Any]]) -> None:
+        """Load the frozen networks.
+
+        Args:
+            recipe: The run.
+            evaluation_batches: This rank's batches with `images` and `mask`, iterable anew for each evaluation.
+        """
+        self.recipe = recipe
+        self.config = recipe.model.config()
+        self.loss = recipe.loss
+        self.evaluation_batches = evaluation_batches
+        self.device = distributed.device()
+        self.teacher = self._build_teacher()
+        perceptual = build_perceptual_loss(
+            self.loss, feature_maps=None if self.teacher is None else self.teacher.feature_maps
+        )
+        self.perceptual = None if perceptual is None else perceptual.to(self.device)
+        self.usage = CodebookUsage(
+            self.config.codebook_size,
+            scales=self.config.scales,
+            window=max(1, recipe.usage_window // distributed.world_size()),
+            all_reduce=distributed.sum_over_ranks,
+        )
+
+    def train_step(self, engines: Engines, batch: Mapping[str, Any], state: TrainState) -> Metrics:
+        """Tokenizer forward and backward with the discriminator frozen, then the discriminator's own."""
+        images = batch["images"]
+        generator, discriminator = engines[GENERATOR], engines.get(DISCRIMINATOR)
+        dropped = draw_dropped_scale(
+            num_scales=len(self.config.scales), probability=self.recipe.scale_drop, seed=state.seed, step=state.step
+        )
+        output = generator(images, dropped_scale=dropped)
+        terms = self._terms(output, images)
+        total = torch.stack(list(terms.values())).sum()
+        adversarial = self._adversarial_term(output, terms, discriminator, step=state.step)
+        metrics = dict(terms)
+        if adversarial is not None:
+            term, metrics["adversarial"] = adversarial
+            total = total + term
+        generator.backward(total)
+        metrics["loss"] = total
+        metrics["psnr"] = batch_psnr(output.reconstruction, images)
+        if discriminator is not None and state.step >= self.loss.discriminator_start:
+            real, fake = discriminator(images, output.reconstruction.detach())
+            metrics["discriminator"] = discriminator_loss(real, fake, kind=self.loss.adversarial)
+            discriminator.backward(metrics["discriminator"])
+        self.usage.update(output.indices)
+        return {name: value.detach() for name, value in metrics.items()}
+
+    @torch.no_grad()
+    def evaluate(self, engines: Engines, state: TrainState) -> EvalResult:
+        """PSNR on held-back images, codebook usage, a grid to look at, and alarms."""
+        module = engines[GENERATOR].module
+        squared, count, shown = torch.zeros((), device=self.device), 0, None
+        for batch in self.evaluation_batches:
+            images = batch["images"].to(self.device)
+            with engines[GENERATOR].autocast():
+                reconstruction = module(images).reconstruction.clamp(-1, 1)
+            mask = batch["mask"].to(self.device)
+            squared += (per_image_psnr(reconstruction, images) * mask).sum()
+            count += int(mask.sum())
+            if shown is None:
+                shown = images[mask], reconstruction[mask]
+        totals = distributed.sum_over_ranks(torch.tensor([float(squared), float(count)], device=self.device))
+        usage = self.usage.compute()
+        metrics = {"psnr": float(totals[0] / totals[1].clamp_min(1)), **usage}
+        alarms = [self.usage.alarm(usage) if state.samples >= self.recipe.usage_window else None]
+        pictures: dict[str, np.ndarray] = {}
+        if shown is not None and len(shown[0]):
+            alarms.append(constant_image_alarm(shown[1]))
+            pictures["reconstructions"] = reconstruction_grid(*(to_uint8(part[:8]).cpu().numpy() for part in shown))
+        return EvalResult(metrics=metrics, images=pictures, alarms=tuple(alarm for alarm in alarms if alarm))
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's usage window."""
+        return {"usage": self.usage.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.usage.load_state_dict(state["usage"])
+
+    def _build_teacher(self) -> Teacher | None:
+        needed = self.config.semantic_decoder is not None or self.loss.perceptual == "teacher"
+        config = self.recipe.teacher.config(self.recipe.model.preset)
+        return build_teacher(config).to(self.device) if needed and config is not None else None
+
+    def _terms(self, output: TokenizerOutput, images: Tensor) -> dict[str, Tensor]:
+        """Every weighted term of L_total but the adversarial one; all fp32."""
+        loss = self.loss
+        terms = {"codebook": output.codebook_loss, "commitment": output.commitment_loss}
+        if self.config.entropy_weight > 0:
+            terms["entropy"] = output.entropy_loss
+        if output.semantic is not None:
+            terms["semantic"] = loss.semantic_weight * semantic_loss(output.semantic, self.teacher(images))
+        if output.reconstruction is not None:
+            terms["reconstruction"] = loss.reconstruction_weight * reconstruction_loss(output.reconstruction, images)
+            if self.perceptual is not None and loss.perceptual_weight > 0:
+                terms["perceptual"] = loss.perceptual_weight * self.perceptual(output.reconstruction, images)
+        return terms
+
+    def _adversarial_term(
+        self, output: TokenizerOutput, terms: Mapping[str, Tensor], discriminator: Engine | None, *, step: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """(weighted term, bare generator loss); None before `adversarial_start`, so that 0 x NaN cannot arise."""
+        weight = adversarial_weight(step, self.loss)
+        if discriminator is None or weight == 0:
+            return None
+        # The bare module, frozen: a call of the engine here would be silently wrong under ZeRO.
+        with frozen(discriminator) as module:
+            bare = generator_loss(module.network(output.reconstruction), kind=self.loss.adversarial)
+            if self.loss.adaptive_adversarial_weight:
+                wanted = terms["reconstruction"] + terms.get("perceptual", 0)
+                weight = weight * adaptive_weight(wanted, bare, output.reconstruction)
+            return weight * bare, bare
+
+
+def per_image_psnr(reconstruction: Tensor, images: Tensor) -> Tensor:
+    """PSNR in dB of float images [B, 3, S, S] in [-1, 1], unrounded: [B]. For curves; results round to uint8."""
+    error = (reconstruction.float().clamp(-1, 1) - images.float()).square().mean(dim=(1, 2, 3))
+    return 10 * torch.log10(4 / error.clamp_min(1e-10))
+
+
+def batch_psnr(reconstruction: Tensor, images: Tensor) -> Tensor:
+    """Mean of `per_image_psnr` over a batch, without gradients: scalar."""
+    with torch.no_grad():
+        return per_image_psnr(reconstruction, images).mean()
