@@ -29,6 +29,12 @@ def test_forward_gives_images_teacher_tokens_codes_and_losses(tokenizer, images)
         assert loss.ndim == 0
 
 
+def test_outputs_are_tuples_which_zero_3_hooks_traverse(tokenizer, images):
+    assert isinstance(tokenizer(images), tuple)
+    assert isinstance(tokenizer.quantizer(torch.randn(1, 24, 8, 8)), tuple)
+    assert isinstance(tokenizer.quantizer.quantizer(torch.randn(1, 24, 8, 8)), tuple)
+
+
 def test_codes_round_trip_through_the_decoder(tokenizer, images):
     codes = tokenizer.encode(images)
     output = tokenizer(images)

@@ -6,9 +6,8 @@ Legend: B batch, L codes an image, N cells of the grid, C code channels (semanti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +24,11 @@ FeatureStrategy = Literal["last_scale", "all_scales", "residuals", "semantic"]
 PIXEL_LIMIT = 2.0
 
 
-@dataclass(frozen=True)
-class TokenizerOutput:
-    """What one training forward returns; the losses are scalars, averaged over the scales."""
+class TokenizerOutput(NamedTuple):
+    """What one training forward returns; the losses are scalars, averaged over the scales.
+
+    A tuple, because DeepSpeed's ZeRO-3 hooks find tensors in tuples and not in dataclasses.
+    """
 
     reconstruction: Float[Tensor, "B 3 S S"] | None
     """fp32, about [-1, 1], not clamped; None without a pixel decoder."""
@@ -44,6 +45,7 @@ class TokenFlowTokenizer(nn.Module):
 
     Built with random weights whatever the configuration's `pretrained` says: `build` (or `pretrained_weights` in
     pretrained.py, for sharded models) brings the encoders' first weights, `from_pretrained` a whole tokenizer.
+    Under ZeRO-3 only `forward` sees whole weights: evaluate with its output, or gather before `encode` and `decode`.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:

@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -70,9 +71,11 @@ class QuantizerConfig:
             raise ValueError(f"entropy_temperature is {self.entropy_temperature}; expected more than 0.")
 
 
-@dataclass(frozen=True)
-class QuantizerOutput:
-    """What one scale's quantisation gives; the losses are fp32 scalars."""
+class QuantizerOutput(NamedTuple):
+    """What one scale's quantisation gives; the losses are fp32 scalars.
+
+    A tuple, because DeepSpeed's ZeRO-3 hooks find tensors in tuples and not in dataclasses.
+    """
 
     quantized: Tensor
     """[B, C, h, w], unit norm in each part; gradients go straight through to the features' normalisation."""
@@ -86,8 +89,7 @@ class QuantizerOutput:
     """Entropy term times its weight; zero when the weight is."""
 
 
-@dataclass(frozen=True)
-class MultiScaleOutput:
+class MultiScaleOutput(NamedTuple):
     """What the residual loop gives; the losses are means over the scales that were not dropped."""
 
     quantized: Tensor
