@@ -68,12 +68,13 @@ def parse(
         SystemExit: Unknown keys, wrong types or values, with one line that says which and why (exit code 2).
     """
     parser = _parser(recipe_class, description=description)
-    arguments = _prepare(list(sys.argv[1:] if argv is None else argv), stage=stage, parser=parser)
+    fields = {field.name for field in dataclasses.fields(recipe_class)}  # type: ignore[arg-type]
+    arguments = _prepare(list(sys.argv[1:] if argv is None else argv), stage=stage, parser=parser, fields=fields)
     namespace = parser.parse_args(arguments)
     try:
         values = parser.instantiate(namespace)
         launch = _launch(values)
-        recipe = recipe_class(**{f.name: values[f.name] for f in dataclasses.fields(recipe_class)})  # type: ignore[arg-type]
+        recipe = recipe_class(**{name: values[name] for name in fields})
     except ValueError as error:
         _fail(parser, str(error))
     return Parsed(recipe, launch)
@@ -144,7 +145,7 @@ def _launch(values: Namespace) -> Launch:
     )
 
 
-def _prepare(arguments: list[str], *, stage: str, parser: ArgumentParser) -> list[str]:
+def _prepare(arguments: list[str], *, stage: str, parser: ArgumentParser, fields: set[str]) -> list[str]:
     """Put recipes first (the command line wins), resolve shipped names, and expand `--data PATH` to a source."""
     recipes: list[str] = []
     others: list[str] = []
@@ -159,7 +160,10 @@ def _prepare(arguments: list[str], *, stage: str, parser: ArgumentParser) -> lis
         if word == "--recipe":
             recipes += ["--recipe", _find_recipe(value, stage=stage, parser=parser)]
         else:
-            others += ["--data.sources", json.dumps([{"path": value}])]
+            others = ["--data.sources", json.dumps([{"path": value}]), *others]
+            if "evaluation_sources" in fields:
+                # Other data: the recipe's evaluation pictures no longer belong to it.
+                others = ["--evaluation_sources", "[]", *others]
     return recipes + others
 
 

@@ -1,0 +1,161 @@
+"""The whole pipeline on the built-in data, on a CPU: `make demo`, then open runs/demo/report.html.
+
+Every stage is the command line that a cluster would run, with the nano recipes; each command is printed. Interrupted,
+the next `make demo` continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipelines.demo_report import GATES, write_report
+from tokenflow.config import read_json
+from tokenflow.data import SourceConfig, write_shapes
+from tokenflow.data.photographs import export_photographs
+from tokenflow.evaluation.evaluate import EvaluationResult
+from tokenflow.evaluation.measure import write_json
+from tokenflow.tasks.tokenizer_evaluation import EvaluationData, EvaluationRecipe, evaluate
+from tokenflow.tasks.tokenizer_recipe import TeacherChoice
+from tokenflow.train import EXIT_STOPPED, distributed
+
+IMAGE_SIZE = 32
+TRAINING_SCENES = 6000
+EVALUATION_SCENES = 512
+QUICK_STEPS = {"teacher": 80, "tokenizer": 150, "photographs": 40}
+PHOTOGRAPH_STEPS = 120
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run all stages, evaluate, write the page; 1 when a quality gate is missed, 75 when interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="where everything goes")
+    parser.add_argument("--quick", action="store_true", help="a few training steps only: the page, without the quality")
+    arguments = parser.parse_args(argv)
+    demo = Demo(arguments.output, quick=arguments.quick)
+    try:
+        return demo.run()
+    except (KeyboardInterrupt, StageStopped):
+        print("\nstopped; run the same command again to continue where it was", file=sys.stderr)
+        return EXIT_STOPPED
+
+
+class StageStopped(Exception):
+    """A stage ended after a stop signal, with a checkpoint."""
+
+
+class Demo:
+    """The stages in order, and the seconds each of them took over all attempts."""
+
+    def __init__(self, output: Path, *, quick: bool) -> None:
+        self.output = output
+        self.quick = quick
+        self.data = output / "data"
+        # Few steps make another run: its checkpoints must not be continued by the full demo.
+        self.runs = output / "quick" if quick else output
+        self.timing_path = self.runs / "timing.json"
+        self.seconds: dict[str, float] = read_json(self.timing_path) if self.timing_path.exists() else {}
+
+    def run(self) -> int:
+        """All stages, the page, the gates."""
+        with self._timed("data"):
+            self._draw_world()
+        teacher = self.runs / "teacher"
+        self._stage("teacher", "teacher_pretrain", ["--data", str(self.data / "train")])
+        choose_teacher = ["--model.pretrained", f"{teacher}/model", "--teacher.pretrained", f"{teacher}/model"]
+        self._stage(
+            "tokenizer",
+            "tokenizer_pretrain",
+            ["--data", str(self.data / "train"), *self._evaluation_on("seen"), *choose_teacher],
+        )
+        self._stage(
+            "photographs",
+            "tokenizer_pretrain",
+            ["--data", str(self.data / "photographs"), *self._evaluation_on("photographs-heldout"), *choose_teacher]
+            + ["--name", "photographs-nano", "--train.steps", str(PHOTOGRAPH_STEPS), "--train.evaluate_every", "20"],
+        )
+        with self._timed("evaluation"):
+            distributed.initialize()
+            results = {
+                "tokenizer": self._evaluate("tokenizer", "seen", "heldout", scenes=True),
+                "heldout": self._evaluate("tokenizer", "heldout", scenes=True),
+                "photographs": self._evaluate("photographs", "photographs-heldout", scenes=False),
+            }
+        return self._finish(results)
+
+    def _draw_world(self) -> None:
+        sets = (
+            ("train", TRAINING_SCENES, 0, "train"),
+            ("seen", EVALUATION_SCENES, 1, "seen"),
+            ("heldout", EVALUATION_SCENES, 1, "heldout"),
+        )
+        for folder, count, seed, split in sets:
+            write_shapes(self.data / folder, num_samples=count, image_size=IMAGE_SIZE, seed=seed, split=split)
+        for folder, split in (("photographs", "train"), ("photographs-heldout", "heldout")):
+            export_photographs(self.data / folder, split=split, image_size=128)
+
+    def _evaluation_on(self, folder: str) -> list[str]:
+        return ["--evaluation_sources", f'[{{"path": "{self.data / folder}"}}]']
+
+    def _stage(self, name: str, pipeline: str, options: list[str]) -> None:
+        """Run one pipeline as its own process, as a reader would."""
+        words = ["-m", f"pipelines.{pipeline}", "--recipe", "nano", "--output", str(self.runs / name), *options]
+        if self.quick:
+            words += ["--train.steps", str(QUICK_STEPS[name])]
+        print(f"\n$ python {shlex.join(words)}", flush=True)
+        with self._timed(name):
+            code = subprocess.run([sys.executable, *words]).returncode
+        if code == EXIT_STOPPED:
+            raise StageStopped(name)
+        if code:
+            raise SystemExit(f"error: the stage {name!r} ended with exit code {code}; its messages are above")
+
+    def _evaluate(self, run: str, *folders: str, scenes: bool) -> EvaluationResult:
+        result = evaluate(
+            EvaluationRecipe(
+                tokenizer=str(self.runs / run / "model"),
+                data=EvaluationData(sources=tuple(SourceConfig(path=str(self.data / folder)) for folder in folders)),
+                teacher=TeacherChoice(preset="nano", pretrained=str(self.runs / "teacher" / "model")),
+                verifier="scenes" if scenes else "none",
+            )
+        )
+        result.save(self.runs / "evaluation" / "-".join([run, *folders]))
+        return result
+
+    def _finish(self, results: dict[str, EvaluationResult]) -> int:
+        minutes = sum(self.seconds.values()) / 60
+        metrics = {
+            f"{prefix}.{name}": value
+            for prefix, result in results.items()
+            for name, value in result.metrics.items()
+            if "/" not in name
+        }
+        metrics |= {f"minutes.{name}": seconds / 60 for name, seconds in self.seconds.items()}
+        metrics |= {"minutes": minutes, "quick": self.quick}
+        write_json(self.output / "metrics.json", metrics)
+        page = write_report(self.output / "report.html", runs=self.runs, results=results, metrics=metrics)
+        print(f"\n{minutes:.1f} minutes in all. Open {page}; the numbers are in {self.output / 'metrics.json'}")
+        missed = [f"{name} {metrics[name]:.3f} < {least}" for name, least in GATES.items() if metrics[name] < least]
+        if missed and not self.quick:
+            print(f"quality gates missed: {'; '.join(missed)}", file=sys.stderr)
+            return 1
+        return 0
+
+    @contextmanager
+    def _timed(self, name: str):
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+            write_json(self.timing_path, self.seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
