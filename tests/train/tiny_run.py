@@ -66,7 +66,7 @@ class Regression(nn.Module):
 
     def __init__(self, *, dropout: float = 0.2) -> None:
         super().__init__()
-        self.inner = nn.Linear(WIDTH, 16)
+        self.inner = nn.Linear(WIDTH, 16, bias=False)
         self.norm = nn.BatchNorm1d(16)
         self.dropout = nn.Dropout(dropout)
         self.outer = nn.Linear(16, 1)
@@ -114,11 +114,16 @@ class Generator(nn.Module):
 
 
 class Critic(nn.Module):
-    """One path with batch norm, as a PatchGAN has, and one without, so that there is something to tell apart."""
+    """One path with batch norm, as a PatchGAN has, and one without, so that there is something to tell apart.
+
+    No bias before a batch norm: its true gradient is zero, and Adam would make steps of the rounding errors.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.normed = nn.Sequential(nn.Linear(WIDTH, 8), nn.BatchNorm1d(8), nn.LeakyReLU(0.2), nn.Linear(8, 1))
+        self.normed = nn.Sequential(
+            nn.Linear(WIDTH, 8, bias=False), nn.BatchNorm1d(8), nn.LeakyReLU(0.2), nn.Linear(8, 1)
+        )
         self.plain = nn.Sequential(nn.Linear(WIDTH, 8), nn.LeakyReLU(0.2), nn.Linear(8, 1))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,13 +10,14 @@ from tokenflow.train.guards import NonFiniteError, StopSignal, constant_image_al
 from tokenflow.train.hooks import ConsoleProgress, Hook
 from tokenflow.train.loop import evaluate, fit
 from tokenflow.train.memory import MemoryEstimate, estimate_memory
-from tokenflow.train.run import Run
+from tokenflow.train.run import EXIT_STOPPED, Run
 from tokenflow.train.schedule import OptimizerConfig, ScheduleConfig, decay_matrices_only, learning_rate_at
 from tokenflow.train.state import TrainState
 from tokenflow.train.task import Engines, EvalResult, Metrics, OneModelTask, Task
 from tokenflow.train.tracking import Tracker, TrackingConfig, read_rows
 
 __all__ = [
+    "EXIT_STOPPED",
     "MAY_CHANGE",
     "Checkpoints",
     "ConsoleProgress",

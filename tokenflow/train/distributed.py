@@ -201,7 +201,19 @@ def _errors_only(record: logging.LogRecord) -> bool:
 def _quiet_libraries() -> None:
     # DeepSpeed sets its own logger's level at import, so a filter is what stays.
     logging.getLogger("DeepSpeed").addFilter(_errors_only)
-    for name in ("mlflow", "alembic", "sqlalchemy", "git", "PIL", "urllib3", "matplotlib", "filelock", "httpx"):
+    for name in (
+        "compilers",
+        "distutils",
+        "mlflow",
+        "alembic",
+        "sqlalchemy",
+        "git",
+        "PIL",
+        "urllib3",
+        "matplotlib",
+        "filelock",
+        "httpx",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

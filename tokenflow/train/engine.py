@@ -328,8 +328,8 @@ def _build(
         distributed.seed_all(train.seed, zlib.crc32(name.encode()))
         if not sharded:
             return factory().to(distributed.device())
-        dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
-        with library.zero.Init(config_dict_or_path=json, dtype=dtype):
+        # The dtype comes from the configuration: a dtype argument is lost on CPU (DeepSpeed 0.19).
+        with library.zero.Init(config_dict_or_path=json):
             return factory()
 
 

@@ -42,11 +42,11 @@ class GradientWatch:
 
 
 class BufferSnapshot:
-    """Copies of a module's saved floating-point buffers (batch-norm statistics), to undo a poisoned forward pass."""
+    """Copies of a module's saved buffers (batch-norm statistics), to undo a poisoned forward pass."""
 
     def __init__(self, module: nn.Module) -> None:
         saved = set(module.state_dict(keep_vars=True))
-        self._buffers = [b for name, b in module.named_buffers() if name in saved and b.is_floating_point()]
+        self._buffers = [b for name, b in module.named_buffers() if name in saved]
         self._copies: list[Tensor] = []
 
     def take(self) -> None:

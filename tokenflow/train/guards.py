@@ -75,7 +75,7 @@ def constant_image_alarm(images: Tensor, *, tolerance: float = 0.02) -> str | No
             "the pictures hold NaN or infinity. Likely causes: too high a learning rate, a loss computed in bf16, "
             "or weights that were never loaded."
         )
-    within = values.flatten(1).std(dim=1)
+    within = values.flatten(2).std(dim=2).amax(dim=1)
     if (within < tolerance).all():
         level = values.mean().item()
         kind = "black" if level < -0.9 else "white" if level > 0.9 else "grey" if _is_grey(values) else "of one colour"

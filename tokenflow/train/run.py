@@ -16,6 +16,9 @@ from tokenflow.train.state import TrainState
 from tokenflow.train.task import Engines, Task
 from tokenflow.train.tracking import Tracker, TrackingConfig
 
+EXIT_STOPPED = 75
+"""What a pipeline's process returns after a stop signal: EX_TEMPFAIL, "try again", so that a batch script requeues."""
+
 
 class Run:
     """One run's folder. As a context, it closes the tracker when training raises."""

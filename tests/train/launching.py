@@ -1,0 +1,61 @@
+"""Starts `tiny_run` as real processes, the way a launcher would."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.train.tiny_run import KEYS
+from tokenflow.train import read_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without what makes a child believe it is a rank."""
+    kept = {key: value for key, value in os.environ.items() if key not in KEYS and not key.startswith("SLURM_")}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(*arguments: object, world_size: int = 1) -> list[subprocess.Popen[str]]:
+    """The processes of one run, started."""
+    command = [sys.executable, "-m", "tests.train.tiny_run", *map(str, arguments)]
+    port = str(free_port())
+    processes = []
+    for rank in range(world_size):
+        environment = clean_environment()
+        if world_size > 1:
+            values = (str(rank), str(world_size), str(rank), "127.0.0.1", port)
+            environment.update(zip(KEYS, values, strict=True))
+        processes.append(
+            subprocess.Popen(
+                command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+        )
+    return processes
+
+
+def run(*arguments: object, world_size: int = 1, expected: int = 0) -> str:
+    """Run to the end; the output of rank 0."""
+    processes = start(*arguments, world_size=world_size)
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == expected, output[-4000:]
+    return outputs[0]
+
+
+def curve(folder: Path, name: str = "loss", kind: str = "train") -> list[float]:
+    """One metric over the steps; every step appears once."""
+    rows = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == kind]
+    steps = [row["step"] for row in rows]
+    assert steps == sorted(set(steps)), steps
+    return [row[name] for row in rows]
