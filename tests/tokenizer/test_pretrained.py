@@ -1,4 +1,5 @@
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -78,6 +79,12 @@ def test_a_source_of_another_size_is_refused(teacher_folder):
         build_teacher(teacher_preset("nano-64", pretrained=teacher_folder))
     with pytest.raises(ValueError, match="do not fit"):
         build_teacher(teacher_preset("clip-b16", pretrained=teacher_folder))
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path):
+    torch.save({"weights": pathlib.Path("anything")}, tmp_path / "tower.pt")
+    with pytest.raises(ValueError, match="plain file of tensors"):
+        build_teacher(teacher_preset("clip-b16", pretrained=str(tmp_path / "tower.pt")))
 
 
 def test_what_is_no_tokenizer_folder_says_so(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -149,7 +150,13 @@ def _read_local(path: Path) -> dict[str, Tensor]:
         return {name: value for file in found for name, value in _read_local(file).items()}
     if path.suffix == ".safetensors":
         return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path} is not a plain file of tensors ({error}). Expected safetensors or a state dict saved by "
+            "torch.save: convert it where you trust it."
+        ) from error
     return state.get("state_dict", state)
 
 
