@@ -134,6 +134,8 @@ class SmallClipConfig:
         """The `model_cfg` that open_clip understands."""
         return {
             "embed_dim": self.embedding_width,
+            # DeepSpeed cannot broadcast a parameter without dimensions.
+            "nonscalar_logit_scale": True,
             "vision_cfg": {
                 "image_size": self.image_size,
                 "patch_size": self.patch_size,
