@@ -213,7 +213,8 @@ def run_stage(arguments: argparse.Namespace, stage: int, output: Path) -> str:
         task, engines = build(arguments, config, stage)
         state = run.resume(task, engines, mode=arguments.resume)
         loader = NoiseLoader(config, cursor=state.cursor, pause=arguments.pause)
-        outcome = train.fit(task, engines, loader, state, run.hooks, config, checkpoints=run.checkpoints)
+        until = dataclasses.replace(config, steps=arguments.stop_at or config.steps)
+        outcome = train.fit(task, engines, loader, state, run.hooks, until, checkpoints=run.checkpoints)
     weights = {name: engine.gathered_state_dict() for name, engine in engines.items()}
     averages = {name: engine.gathered_average() for name, engine in engines.items()}
     if distributed.is_main_process():
@@ -227,6 +228,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--stages", type=int, nargs="+", default=[0])
     parser.add_argument("--task", choices=["gan", "regression"], default="regression")
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--stop_at", type=int, default=0, help="end here, with the schedule of all steps")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--micro_batch", type=int, default=4)
     parser.add_argument("--precision", default="fp32")

@@ -143,7 +143,7 @@ def merge_deepspeed_config(
         if key in ("optimizer", "scheduler"):
             _check_optimizer(key, value, optimizer, source)
         elif key in owned or key in ("bf16", "fp16", "torch_autocast", "amp"):
-            _check_agrees(key, value, owned.get(key, (False, "precision")), source)
+            _check_agrees(key, value, owned.get(key, (False, "train.precision")), source)
         elif key not in JSON_KEYS:
             raise ValueError(
                 f"{source}: unknown key {key!r}; expected only {sorted(JSON_KEYS)}. Batch sizes, learning rate, "
