@@ -1,4 +1,4 @@
-"""Starts `tiny_run` as real processes, the way a launcher would."""
+"""Starts `tiny_run`, or a pipeline, as real processes, the way a launcher would."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(*arguments: object, world_size: int = 1) -> list[subprocess.Popen[str]]:
+def start(*arguments: object, world_size: int = 1, module: str = "tests.train.tiny_run") -> list[subprocess.Popen[str]]:
     """The processes of one run, started."""
-    command = [sys.executable, "-m", "tests.train.tiny_run", *map(str, arguments)]
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     port = str(free_port())
     processes = []
     for rank in range(world_size):
@@ -44,9 +44,9 @@ def start(*arguments: object, world_size: int = 1) -> list[subprocess.Popen[str]
     return processes
 
 
-def run(*arguments: object, world_size: int = 1, expected: int = 0) -> str:
+def run(*arguments: object, world_size: int = 1, expected: int = 0, module: str = "tests.train.tiny_run") -> str:
     """Run to the end; the output of rank 0."""
-    processes = start(*arguments, world_size=world_size)
+    processes = start(*arguments, world_size=world_size, module=module)
     outputs = [process.communicate(timeout=240)[0] for process in processes]
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == expected, output[-4000:]

@@ -1,0 +1,5 @@
+"""Fixtures of the pipeline tests."""
+
+from tests.pipelines.world import world
+
+__all__ = ["world"]

@@ -1,0 +1,95 @@
+"""Every shipped recipe parses, is checked, meets every DeepSpeed JSON, and can be planned without data."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from tokenflow.config import RECIPES, load_recipe, parse, to_dict
+from tokenflow.tasks.teacher import TeacherRecipe
+from tokenflow.tasks.tokenizer_plan import plan
+from tokenflow.tasks.tokenizer_recipe import TokenizerRecipe
+from tokenflow.train import merge_deepspeed_config
+
+CONFIGS = sorted((RECIPES.parents[1] / "deepspeed_configs").glob("*.json"))
+CLASSES = {"teacher_pretrain": TeacherRecipe, "tokenizer_pretrain": TokenizerRecipe}
+SHIPPED = sorted(RECIPES.glob("*/*.yaml"))
+PAPER = {"tokenflow-b": 1_000_000, "tokenflow-l": 500_000, "tokenflow-xl": 500_000}
+PARAMETERS = {"tokenflow-b": "181,902,251", "tokenflow-l": "559,964,139", "tokenflow-xl": "554,009,963"}
+
+
+def load(path: Path):
+    return load_recipe(CLASSES[path.parent.name], path)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_recipe_meets_every_deepspeed_json(path, config):
+    recipe = load(path)
+    merged = merge_deepspeed_config(json.loads(config.read_text()), recipe.train, recipe.optimizer, world_size=1)
+    assert merged["train_batch_size"] == recipe.train.global_batch_size
+    assert merged["gradient_clipping"] == recipe.train.gradient_clipping == 1.0
+
+
+@pytest.mark.parametrize("name", sorted(PAPER))
+def test_paper_recipes_have_the_settings_of_table_11(name):
+    recipe = load(RECIPES / "tokenizer_pretrain" / f"{name}.yaml")
+    tokenizer = recipe.model.config()
+    assert recipe.train.steps == PAPER[name]
+    assert recipe.train.global_batch_size == 256
+    assert recipe.optimizer.learning_rate == 1e-4
+    assert recipe.train.gradient_clipping == 1.0
+    assert recipe.loss.adversarial_weight == 0.5
+    assert tokenizer.commitment_weight == 0.25
+    assert tokenizer.codebook_size == 32768
+    assert tokenizer.code_widths == (32, 8)
+    assert [branch.weight for branch in tokenizer.branches] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", sorted(PAPER))
+def test_the_dry_run_of_a_paper_recipe_counts_its_parameters(name):
+    parsed = parse(
+        TokenizerRecipe,
+        ["--recipe", name, "--ds_config", str(CONFIGS[-1]), "--dry_run"],
+        stage="tokenizer_pretrain",
+        description="",
+    )
+    lines = list(plan(parsed.recipe, parsed.launch))
+    assert any("tokenizer in all" in line and PARAMETERS[name] in line for line in lines)
+    assert any(str(parsed.recipe.model.config().num_tokens) in line.replace(",", "") for line in lines)
+
+
+def test_the_command_line_wins_over_the_recipe_whatever_the_order():
+    argv = ["--train.steps", "7", "--recipe", "nano", "--model.overrides.codebook_size", "64", "--data", "pictures"]
+    recipe = parse(TokenizerRecipe, argv, stage="tokenizer_pretrain", description="").recipe
+    assert recipe.train.steps == 7
+    assert recipe.model.config().codebook_size == 64
+    assert [source.path for source in recipe.data.sources] == ["pictures"]
+    assert recipe.evaluation_sources == ()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--recipe", "nano", "--train.stepz", "7"], "train.stepz"),
+        (["--recipe", "nano", "--train.steps", "many"], "train.steps"),
+        (["--recipe", "nano", "--train.micro_batch_size", "5"], "not a multiple"),
+        (["--recipe", "nano", "--data.image_size", "64"], "Make them equal"),
+        (["--recipe", "huge"], "neither a file nor a shipped recipe"),
+        (["--recipe", "nano", "--model.preset", "tokenflow-q"], "unknown tokenizer preset"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_one_line_that_names_the_value(argv, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(TokenizerRecipe, argv, stage="tokenizer_pretrain", description="")
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_written_recipe_reads_back_equal(tmp_path):
+    recipe = load(RECIPES / "tokenizer_pretrain" / "nano.yaml")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(to_dict(recipe)))
+    assert load_recipe(TokenizerRecipe, path) == recipe
+    assert dataclasses.asdict(recipe)["name"] == "tokenizer-nano"
