@@ -205,8 +205,8 @@ class Checkpoints:
         _write(partial / "manifest.json", json.dumps(files, indent=1))
         _sync(partial)
         if final.exists():
-            # A resumed run came by again: same step, same content.
-            shutil.rmtree(final)
+            # A resumed run came by again, or this one was found damaged.
+            self._delete(final)
         os.rename(partial, final)
         _sync(self.folder)
         _write(self.folder / ".latest", final.name)
@@ -215,10 +215,14 @@ class Checkpoints:
 
     def _prune(self) -> None:
         for old in sorted(_folders(self.folder))[: -self._keep_last]:
-            # Renamed first: a half-deleted checkpoint must not look like one.
-            doomed = old.with_name(f".partial_deleted_{old.name}")
-            os.rename(old, doomed)
-            shutil.rmtree(doomed)
+            self._delete(old)
+
+    def _delete(self, folder: Path) -> None:
+        # Renamed first: a half-deleted checkpoint must not look like one.
+        doomed = folder.with_name(f".partial_deleted_{folder.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.rename(folder, doomed)
+        shutil.rmtree(doomed)
 
     def _move_aside(self) -> None:
         if distributed.is_main_process() and _folders(self.folder):
@@ -227,6 +231,9 @@ class Checkpoints:
                 number += 1
             os.rename(self.folder, aside)
             self.folder.mkdir()
+            metrics = self.folder.with_name("metrics.jsonl")
+            if metrics.exists():
+                os.rename(metrics, aside / metrics.name)
             logger.info("a fresh start was asked for: older checkpoints are now in %s", aside)
         distributed.barrier()
 

@@ -41,6 +41,9 @@ class Hook:
     def finished(self, state: TrainState, outcome: str) -> None:
         """After the last step (`finished`) or a stop signal (`stopped`)."""
 
+    def failed(self, state: TrainState) -> None:
+        """When training ends with an error, which is raised after this."""
+
 
 class ConsoleProgress(Hook):
     """A progress bar on a terminal, plain lines otherwise (at most one every few seconds). Rank 0 only."""
@@ -100,11 +103,15 @@ class ConsoleProgress(Hook):
 
     def finished(self, state: TrainState, outcome: str) -> None:
         """Close the bar."""
+        self.failed(state)
+        if self._active:
+            logger.info("%s at step %d of %d", outcome, state.step, self._steps)
+
+    def failed(self, state: TrainState) -> None:
+        """Close the bar without a word: the error speaks."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        if self._active:
-            logger.info("%s at step %d of %d", outcome, state.step, self._steps)
 
     def _remaining(self, state: TrainState) -> str:
         began, first = self._began

@@ -50,39 +50,58 @@ def fit(
     Raises:
         NonFiniteError: Steps stay non-finite after `max_rollbacks` rollbacks, or there is nothing to roll back to.
     """
+    _train_mode(engines, True)
+    _tell(hooks, "started", state, config)
+    try:
+        with StopSignal() as stop:
+            outcome = _run(task, engines, loader, state, hooks, config, checkpoints, stop)
+    except BaseException:
+        _tell(hooks, "failed", state)
+        raise
+    _tell(hooks, "finished", state, outcome)
+    return outcome
+
+
+def _run(
+    task: Task,
+    engines: Engines,
+    loader: Iterator[tuple[Any, Any]],
+    state: TrainState,
+    hooks: Sequence[Hook],
+    config: TrainConfig,
+    checkpoints: Checkpoints | None,
+    stop: StopSignal,
+) -> Literal["finished", "stopped"]:
+    """The steps themselves."""
     accumulation = config.accumulation(distributed.world_size())
     guard = StepGuard()
     clock = _Clock()
-    outcome: Literal["finished", "stopped"] = "finished"
-    _train_mode(engines, True)
-    _tell(hooks, "started", state, config)
-    with StopSignal() as stop:
-        while state.step < config.steps and outcome == "finished":
-            terms = _accumulate(task, engines, loader, state, guard, accumulation)
-            verdict = guard.judge(engines, stop=stop.requested)
-            if verdict.non_finite:
-                _skip(verdict.non_finite, task, engines, state, config, checkpoints)
-            else:
-                state.skipped_in_a_row = 0
-                for engine in engines.values():
-                    engine.step(state.step)
-            state.step += 1
-            state.samples += config.global_batch_size
-            clock.count(config.global_batch_size)
-            _tell(hooks, "stepped", state)
-            last = state.step == config.steps
-            if state.step % config.log_every == 0 or last:
-                _tell(hooks, "logged", state, _row(terms, engines, state, clock, accumulation))
-            with clock.paused():
-                if config.evaluate_every and (state.step % config.evaluate_every == 0 or last):
-                    _tell(hooks, "evaluated", state, evaluate(task, engines, state))
-                outcome = "stopped" if verdict.stop and not last else "finished"
-                due = config.save_every and state.step % config.save_every == 0
-                if checkpoints is not None and (due or last or verdict.stop):
-                    _tell(hooks, "saving", state)
-                    _tell(hooks, "saved", state, checkpoints.save(task, engines, state))
-    _tell(hooks, "finished", state, outcome)
-    return outcome
+    while state.step < config.steps:
+        terms = _accumulate(task, engines, loader, state, guard, accumulation)
+        verdict = guard.judge(engines, stop=stop.requested)
+        if verdict.non_finite:
+            _skip(verdict.non_finite, task, engines, state, config, checkpoints)
+        else:
+            state.skipped_in_a_row = 0
+            for engine in engines.values():
+                engine.step(state.step)
+        state.step += 1
+        state.samples += config.global_batch_size
+        clock.count(config.global_batch_size)
+        _tell(hooks, "stepped", state)
+        last = state.step == config.steps
+        if state.step % config.log_every == 0 or last:
+            _tell(hooks, "logged", state, _row(terms, engines, state, clock, accumulation))
+        with clock.paused():
+            if config.evaluate_every and (state.step % config.evaluate_every == 0 or last):
+                _tell(hooks, "evaluated", state, evaluate(task, engines, state))
+            due = config.save_every and state.step % config.save_every == 0
+            if checkpoints is not None and (due or last or verdict.stop):
+                _tell(hooks, "saving", state)
+                _tell(hooks, "saved", state, checkpoints.save(task, engines, state))
+        if verdict.stop and not last:
+            return "stopped"
+    return "finished"
 
 
 @torch.no_grad()

@@ -56,7 +56,7 @@ class Run:
             keep_last=train.keep_last,
             run_info=lambda: {"mlflow_run_id": self.tracker.run_id(), "world_size": distributed.world_size()},
         )
-        self.hooks: list[Hook] = [self.tracker, ConsoleProgress(unit=unit), *hooks]
+        self.hooks: list[Hook] = [ConsoleProgress(unit=unit), self.tracker, *hooks]
         self._recipe = recipe
 
     def resume(self, task: Task, engines: Engines, *, mode: str = "auto") -> TrainState:

@@ -119,6 +119,10 @@ class Tracker(Hook):
         """Flush and close."""
         self.close("FINISHED" if outcome == "finished" else "KILLED")
 
+    def failed(self, state: TrainState) -> None:
+        """Flush and close, and say that the run failed."""
+        self.close("FAILED")
+
     def close(self, status: str) -> None:
         """End the MLflow run with a status; does nothing the second time."""
         if self._mlflow is not None:
