@@ -44,10 +44,16 @@ def start(*arguments: object, world_size: int = 1, module: str = "tests.train.ti
     return processes
 
 
-def run(*arguments: object, world_size: int = 1, expected: int = 0, module: str = "tests.train.tiny_run") -> str:
+def run(
+    *arguments: object,
+    world_size: int = 1,
+    expected: int = 0,
+    module: str = "tests.train.tiny_run",
+    timeout: float = 240,
+) -> str:
     """Run to the end; the output of rank 0."""
     processes = start(*arguments, world_size=world_size, module=module)
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    outputs = [process.communicate(timeout=timeout)[0] for process in processes]
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == expected, output[-4000:]
     return outputs[0]

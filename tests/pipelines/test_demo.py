@@ -1,0 +1,39 @@
+"""The demo, quickly: all stages, the page and the numbers; a second run finds everything done."""
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+
+from tests.train.launching import run
+
+pytestmark = pytest.mark.slow
+
+
+class Page(HTMLParser):
+    """Counts pictures and collects what would be fetched."""
+
+    def __init__(self):
+        super().__init__()
+        self.pictures, self.fetched = 0, []
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.pictures += tag == "img" and values.get("src", "").startswith("data:image/png;base64,")
+        source = values.get("src") or (values.get("href") if tag == "link" else None)
+        if source and not source.startswith("data:"):
+            self.fetched.append(source)
+
+
+def test_the_quick_demo_makes_one_self_contained_page_and_the_numbers(tmp_path):
+    run("--quick", "--output", tmp_path / "demo", module="pipelines.demo", timeout=900)
+    metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())
+    assert metrics["quick"] is True
+    assert 0 < metrics["tokenizer.usage"] <= 1
+    assert metrics["tokenizer.psnr"] > 10
+    assert metrics["tokenizer.verifier_original"] == 1.0
+    page = Page()
+    page.feed((tmp_path / "demo" / "report.html").read_text())
+    assert page.pictures >= 24
+    assert page.fetched == []
+    assert (tmp_path / "demo" / "quick" / "mlflow.db").is_file()
