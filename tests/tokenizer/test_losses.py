@@ -87,16 +87,9 @@ def test_adversarial_weight_is_zero_then_ramps_to_its_full_value():
 
 
 def test_adaptive_weight_is_the_ratio_of_gradients_at_the_image():
-    weight = torch.randn(3, 3, requires_grad=True)
-    image = torch.randn(4, 3) @ weight
-    direction = torch.randn(4, 3)
-    first, second = image.square().sum(), 5 * (image * direction).sum()
-    ratio = adaptive_weight(first, second, image)
-    torch.testing.assert_close(ratio, (2 * image).norm() / (5 * direction).norm(), atol=1e-3, rtol=1e-3)
-    assert not ratio.requires_grad
-    (first + ratio * second).backward()  # the graph is still there, and nothing was accumulated before
-    assert weight.grad is not None
-    assert adaptive_weight((image * 1e9).sum(), (image * 0).sum(), image) == 1e4
+    pull, push = torch.randn(4, 3), torch.randn(4, 3)
+    torch.testing.assert_close(adaptive_weight(pull, push), pull.norm() / push.norm(), atol=1e-3, rtol=1e-3)
+    assert adaptive_weight(pull * 1e9, push * 0) == 1e4
 
 
 def test_lpips_equals_the_package(learned):

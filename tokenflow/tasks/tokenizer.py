@@ -141,15 +141,12 @@ class TokenizerTask:
             num_scales=len(self.config.scales), probability=self.recipe.scale_drop, seed=state.seed, step=state.step
         )
         output = generator(images, dropped_scale=dropped)
-        terms = self._terms(output, images)
+        terms = self._latent_terms(output, images)
         total = torch.stack(list(terms.values())).sum()
-        adversarial = self._adversarial_term(output, terms, discriminator, step=state.step)
-        metrics = dict(terms)
-        if adversarial is not None:
-            term, metrics["adversarial"] = adversarial
-            total = total + term
-        generator.backward(total)
-        metrics["loss"] = total
+        gradient, pixel_terms, metrics = self._pixel_gradient(output.reconstruction, images, discriminator, state.step)
+        generator.backward(total + (output.reconstruction * gradient).sum())
+        metrics |= {**terms, **pixel_terms}
+        metrics["loss"] = total.detach() + torch.stack(list(pixel_terms.values())).sum()
         metrics["psnr"] = batch_psnr(output.reconstruction, images)
         if discriminator is not None and state.step >= self.loss.discriminator_start:
             real, fake = discriminator(images, output.reconstruction.detach())
@@ -195,34 +192,42 @@ class TokenizerTask:
         config = self.recipe.teacher.config(self.recipe.model.preset)
         return build_teacher(config).to(self.device) if needed and config is not None else None
 
-    def _terms(self, output: TokenizerOutput, images: Tensor) -> dict[str, Tensor]:
-        """Every weighted term of L_total but the adversarial one; all fp32."""
-        loss = self.loss
+    def _latent_terms(self, output: TokenizerOutput, images: Tensor) -> dict[str, Tensor]:
+        """The weighted terms of L_total that do not look at the reconstructed picture: L_VQ and L_sem; all fp32."""
         terms = {"codebook": output.codebook_loss, "commitment": output.commitment_loss}
         if self.config.entropy_weight > 0:
             terms["entropy"] = output.entropy_loss
         if output.semantic is not None:
-            terms["semantic"] = loss.semantic_weight * semantic_loss(output.semantic, self.teacher(images))
-        if output.reconstruction is not None:
-            terms["reconstruction"] = loss.reconstruction_weight * reconstruction_loss(output.reconstruction, images)
-            if self.perceptual is not None and loss.perceptual_weight > 0:
-                terms["perceptual"] = loss.perceptual_weight * self.perceptual(output.reconstruction, images)
+            terms["semantic"] = self.loss.semantic_weight * semantic_loss(output.semantic, self.teacher(images))
         return terms
 
-    def _adversarial_term(
-        self, output: TokenizerOutput, terms: Mapping[str, Tensor], discriminator: Engine | None, *, step: int
-    ) -> tuple[Tensor, Tensor] | None:
-        """(weighted term, bare generator loss); None before `adversarial_start`, so that 0 x NaN cannot arise."""
-        weight = adversarial_weight(step, self.loss)
-        if discriminator is None or weight == 0:
-            return None
-        # The bare module, frozen: a call of the engine here would be silently wrong under ZeRO.
-        with frozen(discriminator) as module:
-            bare = generator_loss(module.network(output.reconstruction), kind=self.loss.adversarial)
-            if self.loss.adaptive_adversarial_weight:
-                wanted = terms["reconstruction"] + terms.get("perceptual", 0)
-                weight = weight * adaptive_weight(wanted, bare, output.reconstruction)
-            return weight * bare, bare
+    def _pixel_gradient(
+        self, reconstruction: Tensor, images: Tensor, discriminator: Engine | None, step: int
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """(gradient of L_pix at the picture, its weighted terms, further metrics).
+
+        The picture is cut off as a leaf: each network behind it is passed backward once and by itself, and only
+        `backward` reaches the engine's output. DeepSpeed needs the second, ZeRO-3 the first.
+        """
+        loss = self.loss
+        with torch.enable_grad():
+            picture = reconstruction.detach().requires_grad_()
+            terms = {"reconstruction": loss.reconstruction_weight * reconstruction_loss(picture, images)}
+            if self.perceptual is not None and loss.perceptual_weight > 0:
+                terms["perceptual"] = loss.perceptual_weight * self.perceptual(picture, images)
+            (gradient,) = torch.autograd.grad(torch.stack(list(terms.values())).sum(), picture)
+            # Left out while its weight is 0, not multiplied by it: 0 x NaN is NaN.
+            weight = adversarial_weight(step, loss)
+            if discriminator is None or weight == 0:
+                return gradient, terms, {}
+            with frozen(discriminator) as module:
+                bare = generator_loss(module.network(picture), kind=loss.adversarial)
+                (push,) = torch.autograd.grad(bare, picture)
+        metrics = {"generator": bare}
+        if loss.adaptive_adversarial_weight:
+            metrics["adaptive_weight"] = adaptive_weight(gradient, push)
+            weight = weight * metrics["adaptive_weight"]
+        return gradient + weight * push, terms | {"adversarial": weight * bare}, metrics
 
 
 def per_image_psnr(reconstruction: Tensor, images: Tensor) -> Tensor:

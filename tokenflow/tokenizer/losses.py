@@ -119,16 +119,13 @@ def adversarial_weight(step: int, config: TokenizerLossConfig) -> float:
     return config.adversarial_weight * min(1.0, steps / max(config.adversarial_ramp, 1))
 
 
-def adaptive_weight(reconstruction_term: Tensor, adversarial_term: Tensor, reconstruction: Tensor) -> Tensor:
-    """Return |d reconstruction_term| / |d adversarial_term|, gradients taken at the reconstructed image; 0-d, detached.
+def adaptive_weight(pull: Tensor, push: Tensor) -> Tensor:
+    """Return |pull| / |push|, 0-d: gradients of reconstruction and of adversarial loss at the reconstructed image.
 
     VQGAN takes them at the decoder's last weight. Under ZeRO that weight is a shard or absent, the image never is; the
-    two ratios differ by how the last layer's input projects the two gradients. Clamped to 1e4. Keeps the terms' graph.
+    two ratios differ by how the last layer's input projects the two gradients. Clamped to 1e4.
     """
-    (wanted,) = torch.autograd.grad(reconstruction_term, reconstruction, retain_graph=True)
-    (adversarial,) = torch.autograd.grad(adversarial_term, reconstruction, retain_graph=True)
-    ratio = wanted.float().norm() / (adversarial.float().norm() + 1e-4)
-    return ratio.clamp(0.0, 1e4).detach()
+    return (pull.float().norm() / (push.float().norm() + 1e-4)).clamp(0.0, 1e4)
 
 
 class LearnedPerceptualLoss(nn.Module):
