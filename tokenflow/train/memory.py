@@ -26,7 +26,7 @@ class MemoryEstimate:
     buckets: int
     """Buffers in which ZeRO communicates."""
     offloaded: int
-    """Part of the optimiser that lies in the processor's memory, not in `optimizer`."""
+    """Optimiser states and fp32 gradients that lie in the processor's memory instead."""
 
     @property
     def total(self) -> int:
@@ -78,11 +78,12 @@ def estimate_memory(
     masters = 4 * (share if stage > 0 else trained) if has_masters else 0
     optimizer = moments + masters
     average = 4 * (share if stage == 3 else trained) if averaged else 0
-    offloaded = optimizer if offload_device(json) is not None else 0
+    offloads = offload_device(json) is not None
+    offloaded = optimizer + 4 * share if offloads else 0
     return MemoryEstimate(
         parameters=round(parameters),
         gradients=round(gradients),
-        optimizer=round(optimizer - offloaded),
+        optimizer=0 if offloads else round(optimizer),
         average=round(average),
         buckets=round(_buckets(json, stage=stage, width=width, trained=trained)),
         offloaded=round(offloaded),
