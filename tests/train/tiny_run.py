@@ -158,7 +158,8 @@ class GanTask(train.OneModelTask):
         reconstruction = functional.mse_loss(image, real)
         with train.frozen(discriminator) as network:
             adversarial = -network.network(image).mean()
-            if state.step in self._poisoned:
+            if state.step in self._poisoned and distributed.rank() == distributed.world_size() - 1:
+                # On one rank only: the others must learn of it.
                 adversarial = adversarial * float("inf")
             push = torch.autograd.grad(adversarial, image)[0]
         pull = torch.autograd.grad(reconstruction, image)[0]

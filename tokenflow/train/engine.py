@@ -3,8 +3,11 @@
 An engine takes a *factory*, not a module, so that it decides how the module comes to be: whole on every rank, or
 (ZeRO-3, models of billions of parameters) partitioned while it is built.
 
-A GAN is two engines in one process. Two rules keep that exact at every ZeRO stage: in the generator's step the
-discriminator is frozen (`frozen`) and its *bare* module is called (`engine.module(x)`), never the engine.
+A GAN is two engines in one process. Three rules keep that exact at every ZeRO stage. In the generator's step the
+discriminator is frozen (`frozen`) and its *bare* module is called (`engine.module(x)`), never the engine. Each
+network behind the generator's output is passed backward once a forward pass (ZeRO-3 has freed its weights after
+that), so gradients that are needed twice, as for an adaptive weight, are computed at a detached copy of the output.
+And only `backward` may reach an engine's output: DeepSpeed takes any other gradient there for its own.
 
 ZeRO-3: every rank must run the same modules in the same order, in evaluation and sampling too.
 """
