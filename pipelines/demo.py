@@ -28,8 +28,8 @@ from tokenflow.train import EXIT_STOPPED, distributed
 IMAGE_SIZE = 32
 TRAINING_SCENES = 6000
 EVALUATION_SCENES = 512
-QUICK_STEPS = {"teacher": 80, "tokenizer": 150, "photographs": 40}
-PHOTOGRAPH_STEPS = 120
+QUICK_STEPS = {"teacher": 80, "tokenizer": 500, "photographs": 80}
+PHOTOGRAPH_STEPS = 300
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +78,7 @@ class Demo:
             "photographs",
             "tokenizer_pretrain",
             ["--data", str(self.data / "photographs"), *self._evaluation_on("photographs-heldout"), *choose_teacher]
-            + ["--name", "photographs-nano", "--train.steps", str(PHOTOGRAPH_STEPS), "--train.evaluate_every", "20"],
+            + ["--name", "photographs-nano", "--train.steps", str(PHOTOGRAPH_STEPS), "--train.evaluate_every", "50"],
         )
         with self._timed("evaluation"):
             distributed.initialize()

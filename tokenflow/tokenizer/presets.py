@@ -153,8 +153,12 @@ def nano(*, image_size: int = 32) -> TokenizerConfig:
                 encoder=EncoderConfig(kind="open_clip", vision=dataclasses.replace(NANO_VISION, patch_size=patch_size)),
                 code_width=16,
             ),
+            # The small teacher's tokens are easily predicted: most of an index's bits should serve the pixels.
             BranchConfig(
-                name="pixel", encoder=EncoderConfig(kind="convolutional", convolutional=convolutional), code_width=8
+                name="pixel",
+                encoder=EncoderConfig(kind="convolutional", convolutional=convolutional),
+                code_width=8,
+                weight=3.0,
             ),
         ),
         semantic_decoder=SemanticDecoderConfig(
