@@ -60,7 +60,7 @@ def test_measures_are_found_once_their_weights_are_there(tmp_path, monkeypatch):
     absent = named(list(doctor.measures()), "LPIPS")
     assert absent.status == "missing" and "https://" in absent.remedy
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / doctor.VGG_FILE).write_bytes(b"")
+    (tmp_path / "checkpoints" / doctor.VGG16_FILE).write_bytes(b"")
     assert named(list(doctor.measures()), "LPIPS").status == "ok"
 
 

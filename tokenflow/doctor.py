@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 
 from tokenflow import TokenFlowTokenizer, __version__
 from tokenflow.evaluation.measure import NotMeasured
-from tokenflow.evaluation.weights import INCEPTION_FILE, VGG_FILE, find_weights, load_inception, load_lpips
+from tokenflow.evaluation.weights import INCEPTION_FILE, VGG16_FILE, find_weights, load_inception, load_lpips
 from tokenflow.ops.nearest_code import nearest_code
 
 Status = Literal["ok", "missing", "broken", "note"]
@@ -159,7 +159,7 @@ def torch_and_devices() -> Iterator[Finding]:
         f"{'native' if native else 'emulated, slow'} on the {where}",
         "" if native else "train with --train.precision fp32 here",
     )
-    backends = [name for name in ("nccl", "gloo") if getattr(torch.distributed, f"is_{name}_available")()]
+    backends = [name for name in ("nccl", "gloo") if getattr(torch.distributed, f"is_{name}_available")()]  # noqa: TID251
     yield found("collectives", "ok", ", ".join(backends))
 
 
@@ -255,7 +255,7 @@ def apex_kind() -> Literal["nvidia", "other", "none"]:
 def measures() -> Iterator[Finding]:
     """Weights that image measures need."""
     found = _findings("measures")
-    for name, file_name, load in (("LPIPS", VGG_FILE, load_lpips), ("rFID", INCEPTION_FILE, load_inception)):
+    for name, file_name, load in (("LPIPS", VGG16_FILE, load_lpips), ("rFID", INCEPTION_FILE, load_inception)):
         path = find_weights(file_name)
         if path is not None:
             yield found(name, "ok", f"weights at {path}")

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from tokenflow.evaluation.measure import NotMeasured
+from tokenflow.tokenizer.losses import VGG16_FILE, VGG16_URL, LearnedPerceptualLoss
 
-VGG_FILE = "vgg16-397923af.pth"
-VGG_SOURCE = f"https://download.pytorch.org/models/{VGG_FILE}"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SOURCE = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 
@@ -49,42 +48,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_lpips(path: str | Path | None = None, device: str | torch.device = "cpu") -> Callable | NotMeasured:
-    """LPIPS with VGG-16 as a distance of two images [B, 3, H, W] in [-1, 1], giving [B].
+    """LPIPS with VGG-16 as a distance of two images [B, 3, H, W] in [-1, 1], giving [B]: the training loss' network.
 
-    `path`: torchvision's VGG-16 (`features.N.weight`) or a whole LPIPS state dict (`net.slice1.0.weight`, ...). The
-    linear heads come with the `lpips` package.
+    `path`: torchvision's VGG-16; the linear heads come with the `lpips` package.
     """
-    found = find_weights(VGG_FILE, path)
+    found = find_weights(VGG16_FILE, path)
     if found is None:
         return NotMeasured(
-            f"LPIPS needs torchvision's VGG-16: put {VGG_FILE} ({VGG_SOURCE}) into "
+            f"LPIPS needs torchvision's VGG-16: put {VGG16_FILE} ({VGG16_URL}) into "
             f"{Path(torch.hub.get_dir()) / 'checkpoints'} or pass its path"
         )
-    import lpips
-
-    tensors = read_tensors(found)
-    network = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
-    load_vgg_into_lpips(network, tensors, str(found))
-    network = network.eval().requires_grad_(False).to(device)
-    return lambda original, reconstruction: network(original, reconstruction).flatten()
-
-
-def load_vgg_into_lpips(network: torch.nn.Module, tensors: dict[str, Tensor], name: str) -> None:
-    """Fill the trunk (or all) of an `lpips.LPIPS` network; a missing or misshapen tensor is an error."""
-    wanted = network.state_dict()
-    if "net.slice1.0.weight" in tensors:
-        chosen = {key: tensors.get(key) for key in wanted if key in tensors or key.startswith("net.")}
-    else:
-        # lpips keeps torchvision's layer numbers inside its slices: net.sliceI.N.weight is features.N.weight.
-        trunk = [key for key in wanted if key.startswith("net.")]
-        chosen = {key: tensors.get("features." + ".".join(key.split(".")[2:])) for key in trunk}
-    wrong = [key for key, value in chosen.items() if value is None or value.shape != wanted[key].shape]
-    if wrong:
-        raise ValueError(
-            f"{name} lacks {wrong[0]} (and {len(wrong) - 1} more) or has another shape, expected torchvision's VGG-16 "
-            f"or a whole LPIPS state dict; get {VGG_SOURCE}"
-        )
-    network.load_state_dict(wanted | chosen)
+    return LearnedPerceptualLoss(str(found)).to(device).distance
 
 
 def load_inception(path: str | Path | None = None, device: str | torch.device = "cpu") -> Callable | NotMeasured:

@@ -4,6 +4,7 @@ All are fp32 scalars whatever the autocast. The quantiser's own losses come from
 """
 
 import math
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,7 +174,12 @@ def _vgg16_state(checkpoint: str | None) -> dict[str, Tensor]:
             raise FileNotFoundError(
                 f"perceptual_checkpoint {checkpoint!r} is not a file; expected {VGG16_FILE}. {_VGG16_REMEDY}"
             )
-        return torch.load(checkpoint, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(checkpoint, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"{checkpoint} holds more than tensors; such a file is never unpickled. {_VGG16_REMEDY}"
+            ) from error
     try:
         return torch.hub.load_state_dict_from_url(VGG16_URL, map_location="cpu", weights_only=True, progress=False)
     except OSError as error:  # urllib's errors are OSErrors
