@@ -1,9 +1,12 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.ops.threads import torch_threads
 from tokenflow.ops import nearest_code as module
 from tokenflow.ops.nearest_code import full_precision_matmul, nearest_code
 
@@ -56,12 +59,46 @@ def test_result_does_not_depend_on_block_sizes(rows, columns):
         assert torch.equal(module._search_blocked(queries, codebooks, (1.0, 1.0)), expected)
 
 
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
 @pytest.mark.parametrize("backend", ["blocked", "dense"])
-def test_ties_go_to_the_lowest_index_across_blocks(backend):
+def test_ties_go_to_the_lowest_index_across_blocks_and_threads(backend, num_threads):
     # Signed axes: every cosine is exactly -1, 0 or 1, and each code comes many times.
     axes = torch.cat([torch.eye(4), -torch.eye(4)])
     codebook = axes.repeat(5000, 1)
-    assert nearest_code([axes], [codebook], weights=(1.0,), backend=backend).tolist() == list(range(8))
+    with torch_threads(num_threads):
+        assert nearest_code([axes], [codebook], weights=(1.0,), backend=backend).tolist() == list(range(8))
+
+
+def test_result_does_not_depend_on_the_number_of_threads(monkeypatch):
+    monkeypatch.setattr(module, "_CPU_MAX_COLUMNS", 128)
+    features, codebooks = problem(50, 1000, (8, 4))
+    expected = nearest_code(features, codebooks, weights=(1.0, 1.0), backend="dense")
+    for number in (1, 2, 3, 7, 20):
+        with torch_threads(number):
+            assert torch.equal(nearest_code(features, codebooks, weights=(1.0, 1.0)), expected)
+
+
+def test_number_of_threads_is_restored_after_searches_side_by_side_and_after_an_error(monkeypatch):
+    monkeypatch.setattr(module, "_CPU_MAX_COLUMNS", 128)
+    features, codebooks = problem(50, 1000, (8,))
+    expected = nearest_code(features, codebooks, weights=(1.0,))
+    with torch_threads(3):
+        with ThreadPoolExecutor(4) as pool:
+            searches = [pool.submit(nearest_code, features, codebooks, weights=(1.0,)) for _ in range(8)]
+            assert all(torch.equal(search.result(), expected) for search in searches)
+        assert torch.get_num_threads() == 3
+        monkeypatch.setattr(module, "_update_few", None)
+        with pytest.raises(TypeError):
+            nearest_code(features, codebooks, weights=(1.0,))
+        assert torch.get_num_threads() == 3
+
+
+def test_search_on_several_threads_builds_no_graph(monkeypatch):
+    monkeypatch.setattr(module, "_CPU_MAX_COLUMNS", 128)
+    features, codebooks = problem(50, 1000, (8,))
+    codebooks[0].requires_grad_()
+    with torch_threads(2):
+        assert not nearest_code(features, codebooks, weights=(1.0,)).requires_grad
 
 
 def test_update_without_host_synchronisation_gives_the_same_result(monkeypatch):

@@ -1,7 +1,9 @@
 """Nearest shared index over N codebooks, never holding tokens x codebook_size distances (paper 3.2, equation 2)."""
 
 import math
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Literal
 
@@ -12,10 +14,12 @@ from torch import Tensor
 
 Backend = Literal["auto", "blocked", "dense"]
 
-# Measured on two CPU cores (benchmarks/results.md): 4 MB of scores stay in cache, and larger blocks mean fewer barriers.
-_CPU_ROWS, _CPU_SCORES, _CPU_MAX_COLUMNS = 1024, 1024 * 1024, 8192
+# Measured on two CPU cores (benchmarks/results.md): a thread's block of scores, 2 MB, stays in cache.
+_CPU_ROWS, _CPU_SCORES, _CPU_MAX_COLUMNS = 1024, 1024 * 512, 8192
 # An accelerator wants few, large kernels: 64 MB of scores.
 _ACCELERATOR_ROWS, _ACCELERATOR_COLUMNS = 4096, 4096
+
+_thread_count_lock = threading.Lock()
 
 
 def unit(x: Tensor, dim: int = -1) -> Tensor:
@@ -106,22 +110,71 @@ def _search_dense(features: Sequence[Tensor], codebooks: Sequence[Tensor], weigh
 
 
 def _search_blocked(queries: Tensor, codebooks: Sequence[Tensor], roots: Sequence[float]) -> Tensor:
-    on_cpu = queries.device.type == "cpu"
     num_tokens, codebook_size = len(queries), len(codebooks[0])
-    rows = max(1, min(_CPU_ROWS if on_cpu else _ACCELERATOR_ROWS, num_tokens))
-    columns = min(_CPU_SCORES // rows, _CPU_MAX_COLUMNS) if on_cpu else _ACCELERATOR_COLUMNS
-    update = _update_few if on_cpu else _update_all
-    best = queries.new_full((num_tokens,), -torch.inf)
-    indices = torch.zeros(num_tokens, dtype=torch.int64, device=queries.device)
-    buffer = queries.new_empty(rows * min(columns, codebook_size))
-    for first in range(0, codebook_size, columns):
-        table = _packed([codebook[first : first + columns] for codebook in codebooks], roots)
-        for start in range(0, num_tokens, rows):
-            block = queries[start : start + rows]
+    if queries.device.type != "cpu":
+        span = (0, codebook_size, _ACCELERATOR_COLUMNS)
+        return _search_span(queries, codebooks, roots, span, rows=_ACCELERATOR_ROWS, update=_update_all)[1]
+    rows = max(1, min(_CPU_ROWS, num_tokens))
+    columns = min(_CPU_SCORES // rows, _CPU_MAX_COLUMNS)
+
+    def search(span: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # both are settings of a thread
+            return _search_span(queries, codebooks, roots, span, rows=rows, update=_update_few)
+
+    num_blocks = math.ceil(codebook_size / columns)
+    with _one_thread_an_operation(enabled=num_blocks > 1) as num_threads:
+        step = math.ceil(num_blocks / num_threads) * columns
+        spans = [(first, min(first + step, codebook_size), columns) for first in range(0, codebook_size, step)]
+        if len(spans) == 1:
+            return search(spans[0])[1]
+        with ThreadPoolExecutor(len(spans)) as pool:
+            best, indices = zip(*pool.map(search, spans), strict=True)
+    # Spans come in order and argmax takes the first of equals: the lowest index wins here too.
+    span = torch.stack(best).argmax(0, keepdim=True)
+    return torch.stack(indices).gather(0, span).squeeze(0)
+
+
+@contextmanager
+def _one_thread_an_operation(*, enabled: bool) -> Iterator[int]:
+    """Make torch run each operation in its calling thread, and give the number of threads that it had.
+
+    Each thread then searches its own part of the codebook, and they meet once. Left to itself torch splits every small
+    operation, and its threads wait for each other after each: 20 times slower as soon as another process wants a core.
+    """
+    if not enabled:
+        yield 1
+        return
+    with _thread_count_lock:  # the setting is the process'
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield num_threads
+        finally:
+            torch.set_num_threads(num_threads)
+
+
+def _search_span(
+    queries: Tensor,
+    codebooks: Sequence[Tensor],
+    roots: Sequence[float],
+    span: tuple[int, int, int],
+    *,
+    rows: int,
+    update: Callable[[Tensor, int, Tensor, Tensor], None],
+) -> tuple[Tensor, Tensor]:
+    """Best score and its index [N] among the codes of `span`: first, end, block."""
+    start, end, columns = span
+    best = queries.new_full((len(queries),), -torch.inf)
+    indices = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
+    buffer = queries.new_empty(min(rows, len(queries)) * min(columns, end - start))
+    for first in range(start, end, columns):
+        table = _packed([codebook[first : min(first + columns, end)] for codebook in codebooks], roots)
+        for row in range(0, len(queries), rows):
+            block = queries[row : row + rows]
             scores = buffer[: len(block) * len(table)].view(len(block), len(table))
             torch.mm(block, table.T, out=scores)
-            update(scores, first, best[start : start + rows], indices[start : start + rows])
-    return indices
+            update(scores, first, best[row : row + rows], indices[row : row + rows])
+    return best, indices
 
 
 def _update_few(scores: Tensor, first: int, best: Tensor, indices: Tensor) -> None:
