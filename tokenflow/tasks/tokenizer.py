@@ -220,7 +220,7 @@ class TokenizerTask:
             weight = adversarial_weight(step, loss)
             if discriminator is None or weight == 0:
                 return gradient, terms, {}
-            with frozen(discriminator) as module:
+            with frozen(discriminator) as module, discriminator.autocast():
                 bare = generator_loss(module.network(picture), kind=loss.adversarial)
                 (push,) = torch.autograd.grad(bare, picture)
         metrics = {"generator": bare}
