@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.demo_report import GATES, write_report
-from tokenflow.config import read_json
+from tokenflow.config import read_json, run_command
 from tokenflow.data import SourceConfig, write_shapes
 from tokenflow.data.photographs import export_photographs
 from tokenflow.evaluation.evaluate import EvaluationResult
@@ -165,4 +165,4 @@ class Demo:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

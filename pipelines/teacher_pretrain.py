@@ -5,10 +5,9 @@ python -m pipelines.teacher_pretrain --recipe nano --data runs/demo/data/train -
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-from tokenflow.config import parse, to_yaml
+from tokenflow.config import parse, run_command, to_yaml
 from tokenflow.data import Cursor, Loader
 from tokenflow.tasks.teacher import TeacherRecipe, TeacherTask, build_engines, export
 from tokenflow.train import EXIT_STOPPED, Run, distributed, fit
@@ -43,4 +42,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -7,10 +7,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-from tokenflow.config import parse, to_yaml
+from tokenflow.config import parse, run_command, to_yaml
 from tokenflow.tasks.tokenizer_evaluation import EvaluationRecipe, evaluate
 from tokenflow.train import distributed
 
@@ -33,4 +32,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

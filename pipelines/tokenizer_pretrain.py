@@ -7,10 +7,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-from tokenflow.config import parse
+from tokenflow.config import parse, run_command
 from tokenflow.data import Cursor, Loader
 from tokenflow.tasks.tokenizer import TokenizerTask, build_engines, evaluation_batches, export
 from tokenflow.tasks.tokenizer_plan import print_plan
@@ -47,4 +46,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

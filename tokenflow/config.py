@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
@@ -78,6 +79,21 @@ def parse(
     except ValueError as error:
         _fail(parser, str(error))
     return Parsed(recipe, launch)
+
+
+def run_command(main: Callable[[], int]) -> NoReturn:
+    """End the process with `main`'s exit code; what a user can mend (ValueError, OSError) is one line and exit code 2.
+
+    `TOKENFLOW_TRACEBACK=1` shows where it came from.
+    """
+    try:
+        code = main()
+    except (ValueError, OSError) as error:
+        if os.environ.get("TOKENFLOW_TRACEBACK") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    sys.exit(code)
 
 
 def load_recipe(recipe_class: type[RecipeT], path: str | Path) -> RecipeT:

@@ -54,5 +54,5 @@ def test_the_command_line_reconstructs_a_picture_of_any_size(world, tokenizer, t
 
 
 def test_a_missing_tokenizer_is_named(world, tmp_path):
-    output = run(*options(world, tmp_path / "nowhere", tmp_path / "out"), expected=1, module=EVALUATE)
+    output = run(*options(world, tmp_path / "nowhere", tmp_path / "out"), expected=2, module=EVALUATE)
     assert "nowhere" in output

@@ -87,8 +87,10 @@ def test_a_stopped_run_saves_says_so_and_ends_like_the_unbroken_one(world, finis
 
 
 def test_another_recipe_in_the_same_folder_is_refused(world, finished):
-    output = run(*tokenizer_options(world, finished), "--optimizer.learning_rate", 0.5, expected=1, module=TOKENIZER)
-    assert "optimizer.learning_rate: 0.001 there, 0.5 here" in output
+    output = run(*tokenizer_options(world, finished), "--optimizer.learning_rate", 0.5, expected=2, module=TOKENIZER)
+    (line,) = (line for line in output.splitlines() if line.startswith("error: "))
+    assert "optimizer.learning_rate: 0.002 there, 0.5 here" in line
+    assert "Traceback" not in output
 
 
 def test_a_plain_folder_of_pictures_trains_with_the_same_command(world, tmp_path):
