@@ -14,10 +14,6 @@ ZeRO-3: every rank must run the same modules in the same order, in evaluation an
 
 from __future__ import annotations
 
-import logging
-import shutil
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -33,13 +29,10 @@ from tokenflow.train.ema import WeightAverage
 from tokenflow.train.gradients import BufferSnapshot, GradientWatch, discard_gradients
 from tokenflow.train.schedule import OptimizerConfig, ScheduleConfig, learning_rate_at
 from tokenflow.train.state import forked_rng
+from tokenflow.train.universal import SHARDS, make_universal
 from tokenflow.train.weights import iterate_state, load_state, read_tensors, write_tensors
 
-logger = logging.getLogger(__name__)
-
 ParameterGroups = Callable[[nn.Module], list[dict[str, Any]]]
-
-SHARDS = "shards"
 
 
 class Engine:
@@ -297,29 +290,6 @@ def frozen(engine: Engine) -> Iterator[nn.Module]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-
-
-def make_universal(folder: Path) -> str:
-    """Convert an engine's ZeRO shards so that any number of ranks can read them; keeps the result beside them.
-
-    Args:
-        folder: An engine's folder in a checkpoint. Every rank must call it.
-
-    Returns:
-        The tag to load.
-    """
-    tag = f"{SHARDS}_universal"
-    if distributed.is_main_process() and not (folder / tag / "complete").exists():
-        shutil.rmtree(folder / tag, ignore_errors=True)
-        logger.info("converting %s for another number of ranks", folder)
-        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-        command += ["--input_folder", str(folder / SHARDS), "--output_folder", str(folder / tag)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise ValueError(f"{folder}: DeepSpeed cannot convert the shards: {done.stderr.strip()[-2000:]}")
-        (folder / tag / "complete").touch()
-    distributed.barrier()
-    return tag
 
 
 def _build(
