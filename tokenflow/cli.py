@@ -34,6 +34,21 @@ COMMANDS: tuple[Command, ...] = (
         ),
     ),
     Command(
+        name="import-checkpoint",
+        summary="a checkpoint of the authors' as a folder that TokenFlowTokenizer.from_pretrained reads",
+        module="tokenflow.commands.import_checkpoint",
+        examples=(
+            "tokenflow import-checkpoint tokenflow_clipb_32k_enhanced.pt --out tokenflow-b-256",
+            "tokenflow import-checkpoint mine.pt --preset tokenflow-b-256 --out tokenflow-b-256",
+        ),
+    ),
+    Command(
+        name="export-checkpoint",
+        summary="a tokenizer as a file that the authors' code loads",
+        module="tokenflow.commands.export_checkpoint",
+        examples=("tokenflow export-checkpoint runs/tokenflow-b/model --out tokenflow_b.pt",),
+    ),
+    Command(
         name="doctor",
         summary="what is installed, which accelerators are in use, what is missing and how to get it",
         module="tokenflow.commands.doctor",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -177,10 +178,14 @@ def save_tokenizer(model: TokenFlowTokenizer, directory: str | Path) -> Path:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
-    save_file(state, directory / WEIGHTS_FILE, metadata={"format": "pt"})
     description = {"library": "tokenflow", "tokenizer": to_dict(model.config)}
-    (directory / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n")
-    (directory / CARD_FILE).write_text(_card(model))
+    # Each under another name first: a killed process leaves no half-written model.
+    partial = {name: directory / f".{name}.partial" for name in (WEIGHTS_FILE, CARD_FILE, CONFIG_FILE)}
+    save_file(state, partial[WEIGHTS_FILE], metadata={"format": "pt"})
+    partial[CONFIG_FILE].write_text(json.dumps(description, indent=2) + "\n")
+    partial[CARD_FILE].write_text(_card(model))
+    for name, path in partial.items():
+        os.replace(path, directory / name)
     return directory
 
 

@@ -1,0 +1,21 @@
+"""`tokenflow export-checkpoint`: a tokenizer of ours as a file that the authors' code loads strictly."""
+
+import argparse
+from pathlib import Path
+
+from tokenflow import TokenFlowTokenizer
+from tokenflow.tokenizer.authors import write_authors_file
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("tokenizer", metavar="DIR", help="what save_pretrained wrote, or a hub id")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write, such as tokenflow.pt")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read the folder, write the file."""
+    tokenizer = TokenFlowTokenizer.from_pretrained(arguments.tokenizer)
+    write_authors_file(tokenizer, arguments.out)
+    print(f"{arguments.out} written; the authors' code loads it with strict=True")
+    return 0
