@@ -23,7 +23,6 @@ from tokenflow.data.photographs import export_photographs
 from tokenflow.evaluation.evaluate import EvaluationResult
 from tokenflow.evaluation.measure import write_json
 from tokenflow.tasks.tokenizer_evaluation import EvaluationData, EvaluationRecipe, evaluate
-from tokenflow.tasks.tokenizer_recipe import TeacherChoice
 from tokenflow.train import EXIT_STOPPED, distributed
 
 IMAGE_SIZE = 32
@@ -117,7 +116,7 @@ class Demo:
         with self._timed(name):
             # Threads that spin while waiting make a busy machine twenty times slower; here they soon sleep.
             environment = {"GOMP_SPINCOUNT": "10000", **os.environ}
-            code = subprocess.run([sys.executable, *words], env=environment).returncode
+            code = _wait(subprocess.Popen([sys.executable, *words], env=environment))
         if code == EXIT_STOPPED:
             raise StageStopped(name)
         if code:
@@ -128,7 +127,6 @@ class Demo:
             EvaluationRecipe(
                 tokenizer=str(self.runs / run / "model"),
                 data=EvaluationData(sources=tuple(SourceConfig(path=str(self.data / folder)) for folder in folders)),
-                teacher=TeacherChoice(preset="nano", pretrained=str(self.runs / "teacher" / "model")),
                 verifier="scenes" if scenes else "none",
             )
         )
@@ -162,6 +160,16 @@ class Demo:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
             write_json(self.timing_path, self.seconds)
+
+
+def _wait(process: subprocess.Popen) -> int:
+    """Exit code of a stage; Ctrl-C reaches the stage too, which then saves and ends by itself."""
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        print("saving ...", file=sys.stderr, flush=True)
+        process.wait()
+        raise
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             cursor=Cursor.from_json(state.cursor) if state.cursor else None,
         )
         outcome = fit(task, engines, loader, state, run.hooks, recipe.train, checkpoints=run.checkpoints)
+        loader.close()
     if outcome == "stopped":
         return EXIT_STOPPED
     export(recipe, engines, launch.output / "model")

@@ -1,8 +1,8 @@
 """Evaluate a tokenizer: PSNR, SSIM, LPIPS, rFID, Frechet distance in a teacher's space, codebook usage.
 
-    python -m pipelines.tokenizer_eval --tokenizer runs/demo/tokenizer/model --data runs/demo/data/seen \\
-        --teacher.preset nano --teacher.pretrained runs/demo/teacher/model --verifier scenes
-    torchrun --nproc_per_node 8 pipelines/tokenizer_eval.py --tokenizer DIR --data "/data/imagenet-val/{00..49}.tar"
+python -m pipelines.tokenizer_eval --verifier scenes \\
+        --tokenizer runs/demo/tokenizer/model --data runs/demo/data/seen
+torchrun --nproc_per_node 8 pipelines/tokenizer_eval.py --tokenizer DIR --data "/data/imagenet-val/{00..49}.tar"
 """
 
 from __future__ import annotations

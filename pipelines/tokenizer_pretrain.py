@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             **ranks,
         )
         outcome = fit(task, engines, loader, state, run.hooks, recipe.train, checkpoints=run.checkpoints)
+        loader.close()
     if outcome == "stopped":
         return EXIT_STOPPED
     export(recipe, engines, launch.output / "model")

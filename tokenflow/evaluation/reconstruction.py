@@ -1,7 +1,7 @@
 """How close reconstructions are to their originals: PSNR, SSIM in two conventions, LPIPS, fine detail.
 
-Published numbers of tokenizers differ by convention more than by model (upstream bug 9, VAR and LlamaGen threads), so
-every choice is pinned and named here: pictures are compared as the uint8 pictures a user would save, PSNR and SSIM
+Published numbers of tokenizers differ by convention as much as by model (data range of SSIM, rounding, crop), so every
+choice is pinned and named here: pictures are compared as the uint8 pictures a user would save, PSNR and SSIM
 are averaged over images, and a padded last batch is masked so that no image counts twice.
 
 Legend: B images, C channels, H height, W width.

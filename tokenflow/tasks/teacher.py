@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tokenflow.config import Launch
 from tokenflow.data import DataConfig
-from tokenflow.tokenizer.teachers import SmallClipConfig, build_open_clip, save_teacher
+from tokenflow.tokenizer.teachers import SmallClipConfig, build_open_clip, load_teacher, save_teacher
 from tokenflow.train import (
     Engine,
     Engines,
@@ -53,6 +53,8 @@ class TeacherRecipe:
     """MLflow."""
 
     def __post_init__(self) -> None:
+        if self.train.precision == "bf16":
+            raise ValueError("train.precision is bf16; a teacher is trained in fp32 or bf16_autocast. Set one of them.")
         if self.data.image_size != self.model.image_size:
             raise ValueError(
                 f"data.image_size is {self.data.image_size}, model.image_size {self.model.image_size}; make them equal."
@@ -105,7 +107,7 @@ class TeacherTask(OneModelTask):
 def build_engines(recipe: TeacherRecipe, launch: Launch) -> Engines:
     """The teacher's engine. Every rank calls it."""
     engine = Engine(
-        lambda: ContrastiveModel(recipe.model),
+        lambda: _build(recipe, launch.init_from),
         name=ENGINE,
         train=recipe.train,
         optimizer=recipe.optimizer,
@@ -113,9 +115,15 @@ def build_engines(recipe: TeacherRecipe, launch: Launch) -> Engines:
         deepspeed=launch.deepspeed(),
         deepspeed_source=str(launch.ds_config),
         ema_decay=recipe.train.ema_decay,
-        weights=launch.init_from,
     )
     return {ENGINE: engine}
+
+
+def _build(recipe: TeacherRecipe, init_from: str | None) -> ContrastiveModel:
+    model = ContrastiveModel(recipe.model)
+    if init_from is not None:
+        model.clip.load_state_dict(load_teacher(init_from).state_dict())
+    return model
 
 
 def export(recipe: TeacherRecipe, engines: Engines, directory: Path) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -102,6 +101,7 @@ def export(recipe: TokenizerRecipe, engines: Engines, directory: Path) -> None:
         return
     tokenizer = TokenFlowTokenizer(recipe.model.config())
     tokenizer.load_state_dict(weights)
+    tokenizer.teacher = recipe.teacher.config(recipe.model.preset)
     tokenizer.save_pretrained(directory)
     logger.info("tokenizer written to %s", directory)
 
@@ -143,11 +143,16 @@ class TokenizerTask:
         output = generator(images, dropped_scale=dropped)
         terms = self._latent_terms(output, images)
         total = torch.stack(list(terms.values())).sum()
-        gradient, pixel_terms, metrics = self._pixel_gradient(output.reconstruction, images, discriminator, state.step)
-        generator.backward(total + (output.reconstruction * gradient).sum())
-        metrics |= {**terms, **pixel_terms}
-        metrics["loss"] = total.detach() + torch.stack(list(pixel_terms.values())).sum()
-        metrics["psnr"] = batch_psnr(output.reconstruction, images)
+        metrics = {"loss": total.detach(), **terms}
+        if output.reconstruction is not None:
+            gradient, pixel_terms, further = self._pixel_gradient(
+                output.reconstruction, images, discriminator, state.step
+            )
+            total = total + (output.reconstruction * gradient).sum()
+            metrics |= pixel_terms | further
+            metrics["loss"] = metrics["loss"] + torch.stack(list(pixel_terms.values())).sum()
+            metrics["psnr"] = batch_psnr(output.reconstruction, images)
+        generator.backward(total)
         if discriminator is not None and state.step >= self.loss.discriminator_start:
             real, fake = discriminator(images, output.reconstruction.detach())
             metrics["discriminator"] = discriminator_loss(real, fake, kind=self.loss.adversarial)
@@ -157,27 +162,31 @@ class TokenizerTask:
 
     @torch.no_grad()
     def evaluate(self, engines: Engines, state: TrainState) -> EvalResult:
-        """PSNR on held-back images, codebook usage, a grid to look at, and alarms."""
-        module = engines[GENERATOR].module
-        squared, count, shown = torch.zeros((), device=self.device), 0, None
-        for batch in self.evaluation_batches:
-            images = batch["images"].to(self.device)
-            with engines[GENERATOR].autocast():
-                reconstruction = module(images).reconstruction.clamp(-1, 1)
-            mask = batch["mask"].to(self.device)
-            squared += (per_image_psnr(reconstruction, images) * mask).sum()
-            count += int(mask.sum())
-            if shown is None:
-                shown = images[mask], reconstruction[mask]
-        totals = distributed.sum_over_ranks(torch.tensor([float(squared), float(count)], device=self.device))
+        """PSNR on the evaluation images, codebook usage, a grid to look at, and alarms."""
         usage = self.usage.compute()
-        metrics = {"psnr": float(totals[0] / totals[1].clamp_min(1)), **usage}
         alarms = [self.usage.alarm(usage) if state.samples >= self.recipe.usage_window else None]
-        pictures: dict[str, np.ndarray] = {}
-        if shown is not None and len(shown[0]):
-            alarms.append(constant_image_alarm(shown[1]))
-            pictures["reconstructions"] = reconstruction_grid(*(to_uint8(part[:8]).cpu().numpy() for part in shown))
+        metrics, pictures = dict(usage), {}
+        if self.config.pixel_decoder is not None:
+            metrics["psnr"], shown = self._reconstruct(engines[GENERATOR])
+            if shown is not None:
+                alarms.append(constant_image_alarm(shown[1]))
+                pictures["reconstructions"] = reconstruction_grid(*(to_uint8(part[:8]).cpu().numpy() for part in shown))
         return EvalResult(metrics=metrics, images=pictures, alarms=tuple(alarm for alarm in alarms if alarm))
+
+    def _reconstruct(self, engine: Engine) -> tuple[float, tuple[Tensor, Tensor] | None]:
+        """(mean PSNR over all ranks, this rank's first originals and reconstructions). Every rank calls it."""
+        total, count, shown = torch.zeros((), device=self.device), 0, None
+        for batch in self.evaluation_batches:
+            images, mask = batch["images"].to(self.device), batch["mask"].to(self.device)
+            # The bare module's training forward: under ZeRO-3 it gathers, `reconstruct` would not.
+            with engine.autocast():
+                reconstruction = engine.module(images).reconstruction.clamp(-1, 1)
+            total += (per_image_psnr(reconstruction, images) * mask).sum()
+            count += int(mask.sum())
+            if shown is None and mask.any():
+                shown = images[mask], reconstruction[mask]
+        sums = distributed.sum_over_ranks(torch.tensor([float(total), float(count)], device=self.device))
+        return float(sums[0] / sums[1].clamp_min(1)), shown
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's usage window."""

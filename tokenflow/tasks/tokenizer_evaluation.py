@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
+
+import torch
 
 from tokenflow.data import DataConfig, EvaluationBatches, SourceConfig
 from tokenflow.evaluation.evaluate import EvaluationProtocol, EvaluationResult, evaluate_tokenizer
+from tokenflow.evaluation.measure import NotMeasured
 from tokenflow.evaluation.scenes import verify_scenes
 from tokenflow.evaluation.weights import load_inception, load_lpips
 from tokenflow.tasks.tokenizer_recipe import TeacherChoice
@@ -37,8 +41,8 @@ class EvaluationRecipe:
     """The reference pictures."""
     name: str = "tokenizer-evaluation"
     """Names the output folder."""
-    teacher: TeacherChoice = field(default_factory=TeacherChoice)
-    """Whose feature space the Frechet distance is taken in; none: `teacher.preset` null."""
+    teacher: TeacherChoice | None = None
+    """In whose feature space the Frechet distance is taken; when null, the one that the tokenizer was trained with."""
     lpips_weights: str | None = None
     """VGG-16 for LPIPS; torch hub's cache when null, else "not measured"."""
     inception_weights: str | None = None
@@ -68,16 +72,13 @@ def evaluate(recipe: EvaluationRecipe) -> EvaluationResult:
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
-    teacher = None
-    if recipe.teacher.preset is not None:
-        teacher = build_teacher(recipe.teacher.config(recipe.teacher.preset)).to(device)
     names = ", ".join(source.path for source in recipe.data.sources)
     return evaluate_tokenizer(
         tokenizer,
         batches,
-        teacher=teacher,
-        perceptual=load_lpips(recipe.lpips_weights, device),
-        inception=load_inception(recipe.inception_weights, device),
+        teacher=_on_all_ranks(_load_teacher(recipe, tokenizer)),
+        perceptual=_on_all_ranks(load_lpips(recipe.lpips_weights, device)),
+        inception=_on_all_ranks(load_inception(recipe.inception_weights, device)),
         device=device,
         all_reduce=distributed.sum_over_ranks,
         verifier=verify_scenes if recipe.verifier == "scenes" else None,
@@ -89,3 +90,28 @@ def evaluate(recipe: EvaluationRecipe) -> EvaluationResult:
         ),
         pictures=recipe.pictures,
     )
+
+
+def _load_teacher(recipe: EvaluationRecipe, tokenizer: TokenFlowTokenizer) -> Callable | NotMeasured:
+    """The teacher that the recipe names (an error when it cannot be had), else the tokenizer's own if it can be had."""
+    device = distributed.device()
+    if recipe.teacher is not None:
+        config = recipe.teacher.config("")
+        if config is None:
+            raise ValueError("teacher.pretrained is given without teacher.preset. Name the preset, such as nano.")
+        return build_teacher(config).to(device)
+    if tokenizer.teacher is None:
+        return NotMeasured("the tokenizer's config.json names no teacher: give --teacher.preset")
+    try:
+        return build_teacher(tokenizer.teacher).to(device)
+    except OSError as error:
+        return NotMeasured(f"the teacher that it was trained with cannot be had ({error}): give --teacher.pretrained")
+
+
+def _on_all_ranks(measure: Callable | NotMeasured) -> Callable | NotMeasured:
+    """A measure that every rank can take, or on every rank none: reductions must pair up."""
+    missing = torch.tensor(float(isinstance(measure, NotMeasured)), device=distributed.device())
+    ranks = int(distributed.sum_over_ranks(missing))
+    if ranks == 0 or isinstance(measure, NotMeasured):
+        return measure
+    return NotMeasured(f"its weights are missing on {ranks} of {distributed.world_size()} ranks")

@@ -78,7 +78,8 @@ class TokenizerRecipe:
     usage_window: int = 512
     """Images, over all ranks, on which usage and perplexity look back."""
     evaluation_sources: tuple[SourceConfig, ...] = ()
-    """Images that an evaluation during training reconstructs; the first of the training sources when empty."""
+    """Images that an evaluation during training reconstructs; when empty, the first of the training sources, and the
+    curve is then one of seen images."""
     evaluation_images: int = 64
     """How many of them, at most."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -88,6 +89,15 @@ class TokenizerRecipe:
         if not 0 <= self.scale_drop <= 1:
             raise ValueError(f"scale_drop is {self.scale_drop}; expected a probability, such as 0.1")
         config = self.model.config()
+        if self.train.precision == "bf16":
+            raise ValueError(
+                "train.precision is bf16, which also puts codebooks and distances in bf16; a tokenizer expects fp32 or "
+                "bf16_autocast. Set train.precision bf16_autocast."
+            )
+        if config.pixel_decoder is None and self.loss.discriminator != "none":
+            raise ValueError(
+                f"{self.model.preset} has no pixel decoder, so nothing to discriminate. Set loss.discriminator none."
+            )
         if self.data.image_size != config.image_size:
             raise ValueError(
                 f"data.image_size is {self.data.image_size}, but {self.model.preset} reads {config.image_size} pixels. "

@@ -7,7 +7,7 @@ Legend: B batch, L codes an image, N cells of the grid, C code channels (semanti
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ from tokenflow.tokenizer.config import TokenizerConfig
 from tokenflow.tokenizer.decoders import PixelDecoder, SemanticDecoder
 from tokenflow.tokenizer.encoders import BranchEncoder
 from tokenflow.tokenizer.quantizer import MultiScaleOutput, MultiScaleQuantizer, QuantizerConfig
+
+if TYPE_CHECKING:
+    from tokenflow.tokenizer.teachers import TeacherConfig
 
 FeatureStrategy = Literal["last_scale", "all_scales", "residuals", "semantic"]
 PIXEL_LIMIT = 2.0
@@ -35,6 +38,7 @@ class TokenizerOutput(NamedTuple):
     semantic: Float[Tensor, "B N T"] | None
     """Prediction of the teacher's tokens, fp32; None without a semantic decoder."""
     indices: Int[Tensor, "B L"]
+    """Codes; -1 at a scale that this step dropped (`decode` refuses those)."""
     codebook_loss: Float[Tensor, ""]
     commitment_loss: Float[Tensor, ""]
     entropy_loss: Float[Tensor, ""]
@@ -51,6 +55,8 @@ class TokenFlowTokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
+        self.teacher: TeacherConfig | None = None
+        """The teacher it was trained with, for evaluations; saved with it."""
         self.encoders = nn.ModuleDict({branch.name: BranchEncoder(branch) for branch in config.branches})
         self.quantizer = MultiScaleQuantizer(
             QuantizerConfig(
@@ -79,7 +85,12 @@ class TokenFlowTokenizer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> TokenFlowTokenizer:
-        """A tokenizer from a folder written by `save_pretrained`, or from a hub repository of the same layout."""
+        """A tokenizer in eval mode from a folder written by `save_pretrained`, or a hub repository of that layout.
+
+        Raises:
+            OSError: Neither a folder nor a hub repository that can be reached, or files are missing.
+            ValueError: The files hold something else.
+        """
         from tokenflow.tokenizer.pretrained import load_tokenizer
 
         return load_tokenizer(cls, source)

@@ -7,7 +7,7 @@ import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -178,7 +178,9 @@ def save_tokenizer(model: TokenFlowTokenizer, directory: str | Path) -> Path:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
-    description = {"library": "tokenflow", "tokenizer": to_dict(model.config)}
+    description: dict[str, Any] = {"library": "tokenflow", "tokenizer": to_dict(model.config)}
+    if model.teacher is not None:
+        description["teacher"] = to_dict(model.teacher)
     # Each under another name first: a killed process leaves no half-written model.
     partial = {name: directory / f".{name}.partial" for name in (WEIGHTS_FILE, CARD_FILE, CONFIG_FILE)}
     save_file(state, partial[WEIGHTS_FILE], metadata={"format": "pt"})
@@ -205,6 +207,10 @@ def load_tokenizer(cls: type[TokenFlowTokenizer], source: str | Path) -> TokenFl
     with torch.device("meta"):
         model = cls(from_dict(TokenizerConfig, description["tokenizer"]))
     model.load_state_dict(load_file(directory / WEIGHTS_FILE), strict=True, assign=True)
+    if "teacher" in description:
+        from tokenflow.tokenizer.teachers import TeacherConfig
+
+        model.teacher = from_dict(TeacherConfig, description["teacher"])
     return model.eval()
 
 
