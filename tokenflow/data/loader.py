@@ -5,9 +5,12 @@ slice [t G + (r A + a) m, + m) of the order. One process with accumulation R A s
 processes with A, and the place to resume from is one number.
 """
 
+import atexit
 import logging
+import signal
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -79,15 +82,21 @@ class Loader:
             rank=rank,
             accumulation_steps=self.accumulation_steps,
         )
-        self._loaded = iter(
+        self._loaded: Iterator[Any] = iter(
             DataLoader(
                 _MicroBatches(self.reader),
                 sampler=self._slices,
                 batch_size=None,
                 num_workers=config.num_workers,
                 prefetch_factor=config.prefetch_batches if config.num_workers else None,
+                worker_init_fn=_leave_signals_to_the_parent,
+                # its own, so that the state of torch's global generator does not depend on there being a loader
+                generator=torch.Generator().manual_seed(0),
             )
         )
+        if config.num_workers:
+            _with_workers.add(self._loaded)
+        self._pinned = torch.cuda.is_available()
         self._micro_batches = 0
 
     def __iter__(self) -> "Loader":
@@ -95,7 +104,9 @@ class Loader:
 
     def __next__(self) -> tuple[dict[str, Any], Cursor]:
         pixels, batch, skipped = next(self._loaded)
-        batch["images"] = to_tensor(pixels)
+        images = to_tensor(pixels)
+        # the pictures and not the bytes they come from: they are what is copied to the device
+        batch["images"] = images.pin_memory() if self._pinned else images
         self.samples_read += len(pixels)
         self._note(skipped)
         self._micro_batches += 1
@@ -113,8 +124,10 @@ class Loader:
         return list(self._skipped.values())
 
     def close(self) -> None:
-        """Stop the worker processes."""
-        self._loaded = iter(())
+        """Stop the worker processes and wait for them; the loader is then at its end. May be called again."""
+        loaded, self._loaded = self._loaded, iter(())
+        if loaded in _with_workers:
+            _shut_down(loaded)
 
     def _checked(self, cursor: Cursor) -> Cursor:
         expected = self.cursor_at(cursor.samples)
@@ -142,6 +155,36 @@ class Loader:
                 f"{self.config.max_bad_fraction} (and min_bad_samples {self.config.min_bad_samples}). "
                 f"Examples: {examples}. Repair or rewrite the shards, or raise the limit."
             )
+
+
+_with_workers: WeakSet[Any] = WeakSet()
+"""The iterators of PyTorch that have worker processes."""
+
+
+@atexit.register
+def _shut_down_all() -> None:
+    # at exit multiprocessing sends SIGTERM to its daemons and waits for them; the workers would not hear it
+    for loaded in list(_with_workers):
+        _shut_down(loaded)
+
+
+def _shut_down(loaded: Any) -> None:
+    _with_workers.discard(loaded)
+    # not left to garbage collection: a traceback may hold the iterator
+    loaded._shutdown_workers()
+    for worker in loaded._workers:
+        if worker.is_alive():
+            worker.kill()
+            worker.join()
+
+
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    """Ignore stop signals in a worker: they reach the whole process group, and the run saves before it stops.
+
+    Workers end when the loader is closed or when their parent is gone.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Slices:
