@@ -107,3 +107,15 @@ def test_a_plain_folder_of_pictures_trains_with_the_same_command(world, tmp_path
     del options[at : at + 2]
     run(*options, "--evaluation_images", 8, "--train.evaluate_every", 2, module=TOKENIZER)
     assert len(curve(tmp_path / "run", "psnr", "evaluation")) == 1
+
+
+def test_a_tokenizer_without_a_pixel_decoder_trains_on_the_semantic_loss_alone(world, tmp_path):
+    options = tokenizer_options(world, tmp_path / "run", steps=2)
+    run(
+        *options,
+        *("--model.overrides.pixel_decoder", "null", "--loss.discriminator", "none", "--tracking.mlflow", "false"),
+        module=TOKENIZER,
+    )
+    (row, *_) = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert row["loss"] == pytest.approx(row["semantic"] + row["codebook"] + row["commitment"])
+    assert "psnr" not in row

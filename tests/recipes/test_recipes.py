@@ -78,6 +78,8 @@ def test_the_command_line_wins_over_the_recipe_whatever_the_order():
         (["--recipe", "nano", "--data.image_size", "64"], "Make them equal"),
         (["--recipe", "huge"], "neither a file nor a shipped recipe"),
         (["--recipe", "nano", "--model.preset", "tokenflow-q"], "unknown tokenizer preset"),
+        (["--recipe", "nano", "--train.precision", "bf16"], "bf16_autocast"),
+        (["--recipe", "nano", "--model.overrides.pixel_decoder", "null"], "nothing to discriminate"),
     ],
 )
 def test_a_wrong_command_line_ends_with_one_line_that_names_the_value(argv, message, capsys):
