@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,16 +85,24 @@ def parse(
 def run_command(main: Callable[[], int]) -> NoReturn:
     """End the process with `main`'s exit code; what a user can mend (ValueError, OSError) is one line and exit code 2.
 
-    `TOKENFLOW_TRACEBACK=1` shows where it came from.
+    `TOKENFLOW_TRACEBACK=1` shows where it came from. One rank of several names itself and ends at once: leaving
+    in order, it would wait for the others, and they for it, until their collective times out.
     """
+    ranks = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
     try:
-        code = main()
-    except (ValueError, OSError) as error:
-        if os.environ.get("TOKENFLOW_TRACEBACK") == "1":
+        sys.exit(main())
+    except Exception as error:
+        expected = isinstance(error, ValueError | OSError) and os.environ.get("TOKENFLOW_TRACEBACK") != "1"
+        if not expected and ranks == 1:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    sys.exit(code)
+        if not expected:
+            traceback.print_exc()
+        rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+        print(f"{f'[rank {rank}] ' if ranks > 1 else ''}error: {error}", file=sys.stderr, flush=True)
+        if ranks > 1:
+            sys.stdout.flush()
+            os._exit(2 if expected else 1)
+        sys.exit(2)
 
 
 def load_recipe(recipe_class: type[RecipeT], path: str | Path) -> RecipeT:
@@ -117,6 +126,21 @@ def to_dict(config: Any) -> Any:
 def to_yaml(config: Any) -> str:
     """A configuration as YAML, keys in the order of the dataclass."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=120)
+
+
+def flatten(values: Any, *, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys: `{"a": {"b": 1}}` becomes `{"a.b": 1}`; lists stay whole.
+
+    Args:
+        values: What `to_dict` returned.
+        prefix: Key of `values` itself.
+    """
+    if not isinstance(values, dict):
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(flatten(value, prefix=f"{prefix}.{key}" if prefix else str(key)))
+    return flat
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from tests.train.launching import curve, run
 from tests.train.tiny_run import NoiseLoader, Regression, RegressionTask
 from tokenflow import train
 from tokenflow.train import distributed
-from tokenflow.train.checkpoint import Checkpoints, find_problem
+from tokenflow.train.checkpoint import Checkpoints
+from tokenflow.train.checkpoint_files import find_problem
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -149,6 +150,48 @@ def test_a_fresh_start_moves_older_checkpoints_aside(tmp_path):
     rows, _, _ = train_to(tmp_path, 1, mode="none")
     assert [step for step, _, _ in rows] == [1]
     assert (tmp_path / "checkpoints_before_1" / "step_00000002").is_dir()
+
+
+def test_keys_newer_than_the_checkpoint_are_a_warning(tmp_path, caplog):
+    old = {"model": {"width": 3, "extra": None}, "data": {"prefetch_batches": 4}, "evaluation_images": 64}
+    train_to(tmp_path, 1, recipe=old)
+    newer = {"model": {"width": 3, "extra": None, "depth": 2}, "data": {"prefetch_batches": 2}, "evaluation_images": 8}
+    train_to(tmp_path, 2, recipe=newer)
+    assert "before the recipe had model.depth (now 2)" in caplog.text
+    with pytest.raises(ValueError, match=r"model.extra.weight: 'absent' there, 1.0 here"):
+        train_to(tmp_path, 3, recipe={**newer, "model": {"width": 3, "extra": {"weight": 1.0}, "depth": 2}})
+
+
+def test_a_path_moves_this_runs_later_checkpoints_aside(tmp_path):
+    train_to(tmp_path / "other", 1)
+    train_to(tmp_path / "run", 5, save_every=1)
+    (tmp_path / "run" / "metrics.jsonl").write_text("kept")
+    train_to(tmp_path / "run", 2, mode=str(tmp_path / "other"))
+    folder, aside = tmp_path / "run" / "checkpoints", tmp_path / "run" / "checkpoints_before_1"
+    assert sorted(path.name for path in folder.iterdir()) == ["latest", "step_00000002"]
+    assert sorted(path.name for path in aside.iterdir()) == ["metrics.jsonl", "step_00000004", "step_00000005"]
+    assert (folder / "latest").read_text() == "step_00000002"
+    assert Checkpoints(tmp_path / "run").find_latest() == folder / "step_00000002"
+    rows, _, _ = train_to(tmp_path / "run", 3)
+    assert [step for step, _, _ in rows] == [3]
+
+
+def test_going_back_within_a_run_keeps_what_it_goes_back_to(tmp_path):
+    train_to(tmp_path, 5, save_every=1)
+    folder = tmp_path / "checkpoints"
+    rows, _, _ = train_to(tmp_path, 5, mode=str(folder / "step_00000004"))
+    assert [step for step, _, _ in rows] == [5]
+    assert sorted(path.name for path in folder.glob("step_*")) == ["step_00000004", "step_00000005"]
+    assert [path.name for path in (tmp_path / "checkpoints_before_1").iterdir()] == ["step_00000005"]
+
+
+def test_the_checkpoint_just_written_is_never_pruned(tmp_path):
+    train_to(tmp_path, 1)
+    folder = tmp_path / "checkpoints"
+    for name in ("step_00000008", "step_00000009"):
+        (folder / name).mkdir()
+    train_to(tmp_path, 2)
+    assert (folder / "step_00000002").is_dir()
 
 
 def test_a_path_resumes_from_another_run(tmp_path):

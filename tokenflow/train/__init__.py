@@ -3,7 +3,8 @@
 A stage is a `Task`; its modules are `Engine`s; `fit` trains them; a `Run` is the folder it leaves.
 """
 
-from tokenflow.train.checkpoint import MAY_CHANGE, Checkpoints, find_checkpoint
+from tokenflow.train.checkpoint import MAY_CHANGE, Checkpoints
+from tokenflow.train.checkpoint_files import find_checkpoint
 from tokenflow.train.config import TrainConfig, merge_deepspeed_config, offload_device, zero_stage
 from tokenflow.train.engine import Engine, frozen
 from tokenflow.train.guards import NonFiniteError, StopSignal, constant_image_alarm

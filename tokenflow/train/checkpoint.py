@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,20 +29,31 @@ from typing import Any
 import torch
 import yaml
 
-from tokenflow.config import to_dict, to_yaml
+from tokenflow.config import flatten, to_dict, to_yaml
 from tokenflow.train import distributed
+from tokenflow.train.checkpoint_files import (
+    find_checkpoint,
+    folders,
+    newest_valid,
+    step_of,
+    sync,
+    sync_tree,
+    write,
+    written,
+)
 from tokenflow.train.provenance import versions
 from tokenflow.train.state import TrainState, capture_rng, restore_rng
 from tokenflow.train.task import Engines, Task
 
 logger = logging.getLogger(__name__)
 
-FOLDER = re.compile(r"step_(\d{8})$")
-
 MAY_CHANGE = (
     "name",
     "tracking",
+    "evaluation_sources",
+    "evaluation_images",
     "data.num_workers",
+    "data.prefetch_batches",
     "train.steps",
     "train.micro_batch_size",
     "train.log_every",
@@ -96,7 +106,8 @@ class Checkpoints:
             task: Gets its own state back.
             engines: Get weights, optimisers and averages back.
             mode: `auto` (the newest valid checkpoint of this run's folder, else a fresh start), `none` (a fresh start;
-                older checkpoints are moved aside), or the path of a checkpoint or of another run's folder.
+                older checkpoints are moved aside), or the path of a checkpoint or of another run's folder (later
+                checkpoints of this run are moved aside).
             seed: The run's seed.
 
         Raises:
@@ -113,6 +124,8 @@ class Checkpoints:
             distributed.seed_all(seed, distributed.rank())
             return TrainState(seed=seed)
         self._check_recipe(found)
+        if mode != "auto":
+            self._move_aside(after_step=step_of(found))
         logger.info("resuming from %s", found)
         return self.load(found, task, engines)
 
@@ -143,11 +156,11 @@ class Checkpoints:
         )
         distributed.barrier()
         if distributed.local_rank() == 0:
-            _sync_tree(partial)
+            sync_tree(partial)
         distributed.barrier()
         if distributed.is_main_process():
             self._complete(partial, final, saved, state)
-            self._prune()
+            self._prune(final)
         distributed.barrier()
         return final
 
@@ -195,26 +208,31 @@ class Checkpoints:
     def _complete(self, partial: Path, final: Path, saved: Mapping[str, Any], state: TrainState) -> None:
         """Rank 0: the small files, the manifest, the rename, then `latest`."""
         world_size = distributed.world_size()
-        _write(
+        write(
             partial / "state.json",
             json.dumps({"world_size": world_size, "state": state.to_json(), "engines": saved}, indent=1),
         )
-        _write(partial / "recipe.yaml", to_yaml(self._recipe))
-        _write(partial / "run.json", json.dumps({**versions(), **self._run_info()}, indent=1))
+        write(partial / "recipe.yaml", to_yaml(self._recipe))
+        write(partial / "run.json", json.dumps({**versions(), **self._run_info()}, indent=1))
         files = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
-        _write(partial / "manifest.json", json.dumps(files, indent=1))
-        _sync(partial)
+        write(partial / "manifest.json", json.dumps(files, indent=1))
+        sync(partial)
         if final.exists():
             # A resumed run came by again, or this one was found damaged.
             self._delete(final)
         os.rename(partial, final)
-        _sync(self.folder)
-        _write(self.folder / ".latest", final.name)
-        os.replace(self.folder / ".latest", self.folder / "latest")
-        _sync(self.folder)
+        sync(self.folder)
+        self._name_latest(final)
 
-    def _prune(self) -> None:
-        for old in sorted(_folders(self.folder))[: -self._keep_last]:
+    def _name_latest(self, newest: Path) -> None:
+        write(self.folder / ".latest", newest.name)
+        os.replace(self.folder / ".latest", self.folder / "latest")
+        sync(self.folder)
+
+    def _prune(self, newest: Path) -> None:
+        # By age, not by step: a run that went back must not lose what it just wrote.
+        others = sorted((folder for folder in folders(self.folder) if folder != newest), key=written)
+        for old in others[: max(0, len(others) - self._keep_last + 1)]:
             self._delete(old)
 
     def _delete(self, folder: Path) -> None:
@@ -224,26 +242,47 @@ class Checkpoints:
         os.rename(folder, doomed)
         shutil.rmtree(doomed)
 
-    def _move_aside(self) -> None:
-        if distributed.is_main_process() and _folders(self.folder):
+    def _move_aside(self, *, after_step: int = -1) -> None:
+        """Move this run's checkpoints after a step (all by default) to a folder of their own, with the metrics."""
+        # Another rank may still be looking through the folder.
+        distributed.barrier()
+        own = sorted(folders(self.folder)) if distributed.is_main_process() else []
+        later = [folder for folder in own if step_of(folder) > after_step]
+        if later:
             number = 1
             while (aside := self.folder.with_name(f"checkpoints_before_{number}")).exists():
                 number += 1
-            os.rename(self.folder, aside)
-            self.folder.mkdir()
+            aside.mkdir()
             metrics = self.folder.with_name("metrics.jsonl")
             if metrics.exists():
-                os.rename(metrics, aside / metrics.name)
-            logger.info("a fresh start was asked for: older checkpoints are now in %s", aside)
+                shutil.copy2(metrics, aside)
+            # The newest last: killed on the way, `auto` still finds what it would have found.
+            for folder in later:
+                os.rename(folder, aside / folder.name)
+            kept = sorted(folders(self.folder))
+            if kept:
+                self._name_latest(kept[-1])
+            else:
+                (self.folder / "latest").unlink(missing_ok=True)
+                if after_step < 0:
+                    metrics.unlink(missing_ok=True)
+            logger.info("checkpoints after the step to begin from are now in %s", aside)
         distributed.barrier()
 
     def _check_recipe(self, folder: Path) -> None:
-        theirs = _flatten(yaml.safe_load((folder / "recipe.yaml").read_text()) or {})
-        ours = _flatten(self._recipe)
+        theirs = flatten(yaml.safe_load((folder / "recipe.yaml").read_text()) or {})
+        ours = flatten(self._recipe)
+        new = [key for key in ours if not _has(theirs, key) and not self._is_free(key)]
+        if new:
+            logger.warning(
+                "%s was written before the recipe had %s",
+                folder,
+                ", ".join(f"{key} (now {ours[key]!r})" for key in new),
+            )
         different = [
             f"{key}: {theirs.get(key, 'absent')!r} there, {ours.get(key, 'absent')!r} here"
             for key in sorted(set(theirs) | set(ours))
-            if theirs.get(key) != ours.get(key) and not self._is_free(key)
+            if theirs.get(key) != ours.get(key) and not self._is_free(key) and key not in new
         ]
         if different:
             raise ValueError(
@@ -261,82 +300,7 @@ class Checkpoints:
         return any(key == free or key.startswith(f"{free}.") for free in self._may_change)
 
 
-def newest_valid(folder: Path) -> Path | None:
-    """The newest complete checkpoint below a folder; incomplete ones are passed over with a warning."""
-    for candidate in sorted(_folders(folder), reverse=True):
-        problem = find_problem(candidate)
-        if problem is None:
-            return candidate
-        logger.warning("%s is passed over: %s", candidate, problem)
-    return None
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path means: itself, or the newest in a run's folder.
-
-    Raises:
-        ValueError: There is none, or it is incomplete.
-    """
-    if FOLDER.search(path.name):
-        problem = find_problem(path)
-        if problem is not None:
-            raise ValueError(f"cannot resume from {path}: {problem}")
-        return path
-    for folder in (path, path / "checkpoints"):
-        found = newest_valid(folder)
-        if found is not None:
-            return found
-    raise ValueError(f"cannot resume from {path}: expected a checkpoint (step_00001000) or a run's folder with one")
-
-
-def find_problem(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None when every file is there in full."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-    except FileNotFoundError:
-        return "no manifest.json"
-    except json.JSONDecodeError as error:
-        return f"manifest.json is damaged ({error.msg})"
-    for name, size in manifest.items():
-        file = folder / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes, expected {size}"
-    return None
-
-
-def _folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return [path for path in folder.iterdir() if path.is_dir() and FOLDER.fullmatch(path.name)]
-
-
-def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix: values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(_flatten(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
-
-
-def _write(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
+def _has(flat: Mapping[str, Any], key: str) -> bool:
+    """Whether a flattened recipe sets a key, or a section around it to something without keys, such as null."""
+    parts = key.split(".")
+    return any(".".join(parts[:length]) in flat for length in range(1, len(parts) + 1))

@@ -20,7 +20,7 @@ from typing import Any
 
 from PIL import Image
 
-from tokenflow.config import to_dict
+from tokenflow.config import flatten, to_dict
 from tokenflow.train import distributed
 from tokenflow.train.hooks import Hook
 from tokenflow.train.mlflow_writer import MlflowWriter
@@ -91,7 +91,7 @@ class Tracker(Hook):
             memory=self._output / "mlflow.json",
             new_run=new_run,
         )
-        self._mlflow.begin(self._name, _flatten(self._recipe))
+        self._mlflow.begin(self._name, flatten(self._recipe))
 
     def logged(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """One row of training metrics."""
@@ -172,12 +172,3 @@ def truncate_rows(path: Path, *, after_step: int) -> None:
     temporary = path.with_suffix(".jsonl.new")
     temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
     os.replace(temporary, path)
-
-
-def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix: values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(_flatten(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
