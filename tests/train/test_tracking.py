@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tokenflow.train import EvalResult, Tracker, TrackingConfig, TrainConfig, TrainState, read_rows
+from tokenflow.train.mlflow_writer import remembered_run
 
 CONFIG = TrainConfig(steps=4, global_batch_size=1, micro_batch_size=1)
 
@@ -53,6 +54,14 @@ def test_a_resumed_run_repeats_no_step_and_continues_its_mlflow_run(tmp_path):
     assert found.data.metrics["evaluation/psnr"] == 24.0
     assert client.list_artifacts(found.info.run_id, "images")
     assert json.loads((tmp_path / "run" / "mlflow.json").read_text())["run_id"] == found.info.run_id
+
+
+@pytest.mark.parametrize("text", ["", '{"uri": "sqli', "{}", "[]", "null"])
+def test_a_damaged_memory_of_the_mlflow_run_begins_a_new_one(tmp_path, text, caplog):
+    memory = tmp_path / "mlflow.json"
+    memory.write_text(text)
+    assert remembered_run(memory, uri="sqlite:///a.db") is None
+    assert "mlflow.json is damaged" in caplog.text
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:///{folder}/a_file/mlflow.db"])

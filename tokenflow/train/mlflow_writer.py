@@ -126,7 +126,9 @@ class MlflowWriter:
             experiment_id = experiment.experiment_id
         run = client.create_run(experiment_id, run_name=name, tags={"git": git_revision() or "none"})
         self.run_id = run.info.run_id
-        self._memory.write_text(json.dumps({"uri": self._uri, "run_id": self.run_id}), encoding="utf-8")
+        temporary = self._memory.with_suffix(".json.new")
+        temporary.write_text(json.dumps({"uri": self._uri, "run_id": self.run_id}), encoding="utf-8")
+        os.replace(temporary, self._memory)
         rows = [Param(key, str(value)[:500]) for key, value in parameters.items()]
         for start in range(0, len(rows), 100):
             client.log_batch(self.run_id, params=rows[start : start + 100])
@@ -148,5 +150,9 @@ def remembered_run(memory: Path, *, uri: str) -> str | None:
     """The run id that an earlier process of this run wrote down for the same store; None when there is none."""
     if not memory.exists():
         return None
-    values = json.loads(memory.read_text(encoding="utf-8"))
-    return values["run_id"] if values["uri"] == uri else None
+    try:
+        values = json.loads(memory.read_text(encoding="utf-8"))
+        return values["run_id"] if values["uri"] == uri else None
+    except (ValueError, KeyError, TypeError) as error:
+        logger.warning("%s is damaged (%s); a new MLflow run begins", memory, error)
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import subprocess
 import time
@@ -24,8 +25,12 @@ def versions() -> dict[str, Any]:
     return found
 
 
+@functools.cache
 def git_revision() -> str | None:
-    """The commit of the source tree, with `+changes` when files differ from it; None when it is not a git checkout."""
+    """The commit of the source tree, with `+changes` when files differ from it; None when it is not a git checkout.
+
+    Asked once a process: what runs is what was loaded at its start.
+    """
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
