@@ -45,6 +45,29 @@ def test_plain_python_in_a_batch_script_is_one_process():
     assert distributed.launcher_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"})["WORLD_SIZE"] == "1"
 
 
+@pytest.mark.parametrize(("local_rank", "visible", "device"), [("3", 0, "3"), ("3", 1, "0"), ("3", 8, "3")])
+def test_deepspeed_is_told_a_device_that_the_process_sees(local_rank, visible, device):
+    launched = dict(zip(KEYS, ("5", "8", local_rank, "node1", "1234"), strict=True))
+    assert distributed.with_device(launched, visible=visible) == {**launched, "LOCAL_RANK": device}
+    assert launched["LOCAL_RANK"] == local_rank
+
+
+@pytest.mark.parametrize(("ranks", "line"), [("1", "error: broken"), ("2", "[rank 1] error: broken")])
+def test_a_failing_rank_of_several_names_itself_and_does_not_tidy_up(ranks, line):
+    script = """
+import atexit
+from tokenflow.config import run_command
+def main():
+    atexit.register(print, "tidied up")
+    raise ValueError("broken")
+run_command(main)
+"""
+    environment = {**clean_environment(), "WORLD_SIZE": ranks, "RANK": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.strip()) == (2, line)
+    assert ("tidied up" in done.stdout) == (ranks == "1")
+
+
 def test_reductions_of_one_process_are_copies():
     distributed.initialize()
     tensor = torch.arange(3)

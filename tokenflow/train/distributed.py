@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import zlib
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from datetime import timedelta
 
 import numpy as np
@@ -25,6 +25,8 @@ import torch.distributed
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
+
+_local_rank: int | None = None
 
 _KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -43,9 +45,12 @@ def initialize(*, timeout_minutes: float = 30.0) -> None:
         return
     deepspeed = _import_deepspeed()
     launched = launcher_environment(os.environ)
-    os.environ.update(launched)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(launched["LOCAL_RANK"]) % torch.cuda.device_count())
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    os.environ.update(with_device(launched, visible=visible))
+    global _local_rank
+    _local_rank = int(launched["LOCAL_RANK"])
+    if visible:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     timeout = timedelta(minutes=timeout_minutes)
     if int(launched["WORLD_SIZE"]) == 1:
@@ -85,6 +90,20 @@ def launcher_environment(environment: MutableMapping[str, str]) -> dict[str, str
     return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
+def with_device(launched: Mapping[str, str], *, visible: int) -> dict[str, str]:
+    """The launcher's variables with the device's number as LOCAL_RANK, which is how DeepSpeed chooses its device.
+
+    Under `srun --gpus-per-task=1` each process sees one GPU, number 0, whatever its rank on the machine.
+
+    Args:
+        launched: What `launcher_environment` returned.
+        visible: GPUs that this process sees; with 0 nothing changes.
+    """
+    if visible == 0:
+        return dict(launched)
+    return {**launched, "LOCAL_RANK": str(int(launched["LOCAL_RANK"]) % visible)}
+
+
 def _slurm_environment(environment: MutableMapping[str, str]) -> dict[str, str]:
     job = int(environment.get("SLURM_JOB_ID", "0"))
     step = int(environment.get("SLURM_STEP_ID", "0"))
@@ -122,8 +141,8 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """This process's rank on its machine."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    """This process's rank on its machine, which need not be its device's number."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if _local_rank is None else _local_rank
 
 
 def is_main_process() -> bool:

@@ -59,6 +59,8 @@ def fit(
         _tell(hooks, "failed", state)
         raise
     _tell(hooks, "finished", state, outcome)
+    # A launcher may kill the others when one rank is gone: none goes before rank 0 has closed its tracker.
+    distributed.barrier()
     return outcome
 
 
