@@ -16,7 +16,6 @@ JSON_KEYS = frozenset(
     {
         "zero_optimization",
         "aio",
-        "activation_checkpointing",
         "communication_data_type",
         "comms_logger",
         "data_types",
