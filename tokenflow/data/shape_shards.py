@@ -16,9 +16,9 @@ import webdataset
 from PIL import Image
 
 from tokenflow.data.captions import caption
+from tokenflow.data.counts import MANIFEST_NAME
 from tokenflow.data.questions import questions
 from tokenflow.data.shapes import Scene, SceneSampler, Split, draw
-from tokenflow.data.shards import MANIFEST_NAME
 
 _CAPTIONS = 8
 

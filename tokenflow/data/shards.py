@@ -2,8 +2,8 @@
 
 A sample is a run of members with the same name up to the first dot of the file name, as in webdataset. The index of
 `x.tar` is `x.tar.index.json`; it is made at first use (in memory where the folder cannot be written) and made again
-when the tar has changed. Sample counts come from a manifest.json in the shard's folder where there is one, so that a
-run over many shards starts without opening them.
+when the tar has changed. Sample counts are kept apart (`counts`), so that a run over many shards starts without opening
+them.
 """
 
 import glob
@@ -19,11 +19,11 @@ from typing import Any
 
 import braceexpand
 
+from tokenflow.data.counts import count_samples, write_beside
 from tokenflow.data.memo import Memo
 from tokenflow.data.samples import IMAGE_EXTENSIONS, BadSample, RawSample
 
 logger = logging.getLogger(__name__)
-MANIFEST_NAME = "manifest.json"
 _INDEX_VERSION = 1
 _OPEN_SHARDS = 32
 _GAP = 16384
@@ -66,12 +66,7 @@ def index_shard(path: str) -> Samples:
         if {name: stored.get(name) for name in stamp} == stamp:
             return [(key, {ext: tuple(span) for ext, span in members.items()}) for key, members in stored["samples"]]
     samples = _scan(path, status.st_size)
-    partial = beside.with_name(f".{beside.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(json.dumps({**stamp, "samples": samples}, separators=(",", ":")))
-        os.replace(partial, beside)
-    except OSError as error:
-        logger.info("index of %s stays in memory: %s", path, error)
+    write_beside(beside, json.dumps({**stamp, "samples": samples}, separators=(",", ":")))
     return samples
 
 
@@ -101,14 +96,16 @@ def _scan(path: str, size: int) -> Samples:
 
 
 class ShardSource:
-    """Samples of webdataset shards, in the order of `paths` and of the members in each."""
+    """Samples of webdataset shards, in the order of `paths` and of the members in each.
 
-    def __init__(self, paths: Sequence[str]):
-        self.paths = list(paths)
+    With `at_least`, only of the first shards that hold so many; the others are not opened.
+    """
+
+    def __init__(self, paths: Sequence[str], *, at_least: int | None = None):
         self._indices = Memo(_OPEN_SHARDS)
         self._files = Memo(_OPEN_SHARDS)
-        self._manifests = Memo(_OPEN_SHARDS)
-        self.shard_sizes = [self._count(path) for path in self.paths]
+        self.shard_sizes = count_samples(paths, count=lambda path: len(index_shard(path)), at_least=at_least)
+        self.paths = list(paths[: len(self.shard_sizes)])
         self._ends = list(accumulate(self.shard_sizes))
 
     def describe(self, index: int) -> tuple[str, str]:
@@ -135,11 +132,6 @@ class ShardSource:
         shard = bisect_right(self._ends, index)
         return shard, index - (self._ends[shard - 1] if shard else 0)
 
-    def _count(self, path: str) -> int:
-        folder, name = os.path.split(path)
-        counts = self._manifests.get(folder, lambda: _manifest_counts(folder))
-        return counts[name] if name in counts else len(index_shard(path))
-
     def _samples(self, shard: int) -> Samples:
         return self._indices.get(shard, lambda: index_shard(self.paths[shard]))
 
@@ -160,11 +152,3 @@ def _pread(stream: Any, offset: int, size: int) -> bytes:
     if len(content) != size:
         raise BadSample(f"only {len(content)} of its {size} bytes are there: truncated shard?")
     return content
-
-
-def _manifest_counts(folder: str) -> dict[str, int]:
-    """Samples of every shard that the folder's manifest.json lists."""
-    path = Path(folder) / MANIFEST_NAME
-    if not path.is_file():
-        return {}
-    return {shard["name"]: shard["samples"] for shard in json.loads(path.read_text())["shards"]}

@@ -20,14 +20,21 @@ from tokenflow.data.transforms import center_crop, decode_image, random_crop, to
 _MAX_ATTEMPTS = 32
 
 
-def open_source(config: SourceConfig) -> Source:
-    """The samples of a path. Raises ValueError when there are none."""
+def open_source(config: SourceConfig, *, at_least: int | None = None) -> Source:
+    """The samples of a path; of shards, only the first that hold `at_least` samples, if that is given.
+
+    Raises ValueError when there are none.
+    """
     kind = config.kind
     if kind == "auto":
         is_folder = os.path.isdir(config.path)
         has_shards = is_folder and any(name.endswith(".tar") for name in os.listdir(config.path))
         kind = "folder" if is_folder and not has_shards else "shards"
-    source: Source = FolderSource(config.path) if kind == "folder" else ShardSource(expand_shards(config.path))
+    source: Source
+    if kind == "folder":
+        source = FolderSource(config.path)
+    else:
+        source = ShardSource(expand_shards(config.path), at_least=at_least)
     if not sum(source.shard_sizes):
         raise ValueError(f"source {config.path!r} holds no samples; are its shards empty or damaged?")
     return source
@@ -57,14 +64,23 @@ class Sample:
 
 
 class SampleReader:
-    """Reads single samples of a run's sources; the same arguments give the same pixels in any process."""
+    """Reads single samples of a run's sources; the same arguments give the same pixels in any process.
 
-    def __init__(self, config: DataConfig, *, seed: int):
+    With `at_least`, for `read_in_order` alone, it opens the first sources and shards that hold so many samples.
+    """
+
+    def __init__(self, config: DataConfig, *, seed: int, at_least: int | None = None):
         self.config = config
         self.seed = seed
         self.names = _unique_names(config.sources)
-        self.sources = [open_source(source) for source in config.sources]
-        self.sizes = [sum(source.shard_sizes) for source in self.sources]
+        self.sources: list[Source] = []
+        self.sizes: list[int] = []
+        for source_config in config.sources:
+            left = None if at_least is None else at_least - sum(self.sizes)
+            if left is not None and left <= 0:
+                break
+            self.sources.append(open_source(source_config, at_least=left))
+            self.sizes.append(sum(self.sources[-1].shard_sizes))
         self.mixture = Mixture([source.weight for source in config.sources], seed=seed)
         self.orders = [
             SourceOrder(source.shard_sizes, seed=seed, source=number, window_shards=config.window_shards)
