@@ -1,9 +1,12 @@
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from tokenflow.data import DataConfig, EvaluationBatches, SourceConfig, write_shapes
+from tokenflow.data import DataConfig, EvaluationBatches, SourceConfig, TooManyBadSamples, write_shapes
 from tokenflow.data.shapes import SceneSampler, draw
 from tokenflow.data.transforms import to_uint8
 
@@ -51,6 +54,46 @@ def test_a_bad_sample_is_masked_and_named(tmp_path):
     (batch,) = list(batches)
     assert batch["mask"].tolist() == [True, False, True, False] and batch["index"].tolist() == [0, 1, 2, -1]
     assert [item.key for item in batches.skipped] == ["b"]
+    assert batches.skipped_note().startswith("1 of 3 samples could not be used and were left out, the first b in ")
+
+
+def test_nothing_is_noted_when_every_sample_is_usable(settings):
+    batches = EvaluationBatches(settings, batch_size=16)
+    assert len(list(batches)) == 3 and batches.skipped_note() == "" and batches.samples_read == 40
+
+
+def test_too_many_bad_samples_end_the_evaluation(tmp_path):
+    for number in range(6):
+        (tmp_path / f"{number}.png").write_bytes(b"broken")
+    sources = (SourceConfig(path=str(tmp_path)),)
+    batches = EvaluationBatches(DataConfig(sources=sources, image_size=32, min_bad_samples=2), batch_size=6)
+    for _ in range(2):
+        with pytest.raises(TooManyBadSamples, match=r"3 of 3 samples cannot be used.*0 in .*0\.png"):
+            list(batches)
+
+
+def test_shards_behind_the_samples_asked_for_are_not_opened(settings, tmp_path):
+    shards = sorted(Path(settings.sources[0].path).glob("*.tar"))
+    for shard in shards:
+        (tmp_path / shard.name).write_bytes(shard.read_bytes())
+    for number in range(20):
+        (tmp_path / f"z{number:02d}.tar").write_bytes(b"never read")
+    sources = (SourceConfig(path=str(tmp_path)), SourceConfig(path=str(tmp_path / "missing")))
+    few = EvaluationBatches(dataclasses.replace(settings, sources=sources), count=20, batch_size=4)
+    everything = EvaluationBatches(settings, batch_size=4)
+    assert [batch["keys"] for batch in few] == [batch["keys"] for batch in everything][:5]
+    assert not (tmp_path / "z19.tar.index.json").exists()
+
+
+@pytest.mark.parametrize(("at_most", "count"), [(12, 12), (40, 40), (1000, 40)])
+def test_at_most_takes_what_there_is(settings, at_most, count):
+    assert EvaluationBatches(settings, at_most=at_most, batch_size=5).count == count
+
+
+@pytest.mark.parametrize("sizes", [{"at_most": 0}, {"count": 0}, {"at_most": 3, "count": 3}])
+def test_sizes_that_make_no_sense_are_refused(settings, sizes):
+    with pytest.raises(ValueError, match="expected"):
+        EvaluationBatches(settings, batch_size=5, **sizes)
 
 
 def test_more_samples_than_there_are_is_an_error(settings):

@@ -8,7 +8,7 @@ processes with A, and the place to resume from is one number.
 import atexit
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -147,14 +147,20 @@ class Loader:
             number = len(self._skipped)
             if number <= _NAMED or number & (number - 1) == 0:
                 logger.warning("skipped %s in %s: %s (%d so far)", item.key, item.where, item.reason, number)
-        allowed = max(self.config.min_bad_samples, self.config.max_bad_fraction * self.samples_read)
-        if skipped and self.bad_reads > allowed:
-            examples = "; ".join(f"{item.key} in {item.where}: {item.reason}" for item in self.skipped[:3])
-            raise TooManyBadSamples(
-                f"{self.bad_reads} of {self.samples_read} samples cannot be used, more than max_bad_fraction "
-                f"{self.config.max_bad_fraction} (and min_bad_samples {self.config.min_bad_samples}). "
-                f"Examples: {examples}. Repair or rewrite the shards, or raise the limit."
-            )
+        if skipped:
+            refuse_too_many(self.config, bad=self.bad_reads, read=self.samples_read, examples=self.skipped)
+
+
+def refuse_too_many(config: DataConfig, *, bad: int, read: int, examples: Sequence[SkippedSample]) -> None:
+    """Raise TooManyBadSamples when `bad` of `read` samples are more than the configuration allows."""
+    if bad <= max(config.min_bad_samples, config.max_bad_fraction * read):
+        return
+    named = "; ".join(f"{item.key} in {item.where}: {item.reason}" for item in examples[:3])
+    raise TooManyBadSamples(
+        f"{bad} of {read} samples cannot be used, more than max_bad_fraction {config.max_bad_fraction} "
+        f"(and min_bad_samples {config.min_bad_samples}). Examples: {named}. "
+        "Repair or rewrite the shards, or raise the limit."
+    )
 
 
 _with_workers: WeakSet[Any] = WeakSet()
