@@ -89,9 +89,13 @@ def evaluation_batches(recipe: TokenizerRecipe, *, rank: int, world_size: int) -
     """This rank's pictures for evaluations during training: `evaluation_sources`, else the first training ones."""
     sources = recipe.evaluation_sources or recipe.data.sources
     data = dataclasses.replace(recipe.data, sources=sources, records=False, num_workers=0)
-    everything = EvaluationBatches(data, batch_size=recipe.train.micro_batch_size, rank=rank, world_size=world_size)
-    everything.count = min(everything.count, recipe.evaluation_images)
-    return everything
+    return EvaluationBatches(
+        data,
+        at_most=recipe.evaluation_images,
+        batch_size=recipe.train.micro_batch_size,
+        rank=rank,
+        world_size=world_size,
+    )
 
 
 def export(recipe: TokenizerRecipe, engines: Engines, directory: Path) -> None:

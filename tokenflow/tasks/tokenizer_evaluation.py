@@ -73,7 +73,7 @@ def evaluate(recipe: EvaluationRecipe) -> EvaluationResult:
         world_size=distributed.world_size(),
     )
     names = ", ".join(source.path for source in recipe.data.sources)
-    return evaluate_tokenizer(
+    result = evaluate_tokenizer(
         tokenizer,
         batches,
         teacher=_on_all_ranks(_load_teacher(recipe, tokenizer)),
@@ -90,6 +90,8 @@ def evaluate(recipe: EvaluationRecipe) -> EvaluationResult:
         ),
         pictures=recipe.pictures,
     )
+    result.protocol["left_out"] = batches.skipped_note() or "none"
+    return result
 
 
 def _load_teacher(recipe: EvaluationRecipe, tokenizer: TokenFlowTokenizer) -> Callable | NotMeasured:
