@@ -7,7 +7,6 @@ the next `make demo` continues where it stopped.
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import subprocess
 import sys
@@ -114,9 +113,7 @@ class Demo:
             words += ["--train.steps", str(QUICK_STEPS[name])]
         print(f"\n$ python {shlex.join(words)}", flush=True)
         with self._timed(name):
-            # Threads that spin while waiting make a busy machine twenty times slower; here they soon sleep.
-            environment = {"GOMP_SPINCOUNT": "10000", **os.environ}
-            code = _wait(subprocess.Popen([sys.executable, *words], env=environment))
+            code = _wait(subprocess.Popen([sys.executable, *words]))
         if code == EXIT_STOPPED:
             raise StageStopped(name)
         if code:

@@ -1,6 +1,10 @@
 """TokenFlow: one image tokenizer for understanding and generation (CVPR 2025), as a training stack."""
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# Before torch loads OpenMP: threads that spin while waiting make a busy machine twenty times slower; so they soon sleep.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
     from tokenflow.tokenizer.model import TokenFlowTokenizer
