@@ -3,7 +3,7 @@
 import os
 from typing import TYPE_CHECKING, Any
 
-# Before torch loads OpenMP: threads that spin while waiting make a busy machine twenty times slower; so they soon sleep.
+# Before torch loads OpenMP: threads that spin while they wait make a busy machine twenty times slower; so they sleep.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
