@@ -169,13 +169,13 @@ class TokenizerTask:
         """PSNR on the evaluation images, codebook usage, a grid to look at, and alarms."""
         usage = self.usage.compute()
         alarms = [self.usage.alarm(usage) if state.samples >= self.recipe.usage_window else None]
-        metrics, pictures = dict(usage), {}
+        metrics, pictures = {}, {}
         if self.config.pixel_decoder is not None:
             metrics["psnr"], shown = self._reconstruct(engines[GENERATOR])
             if shown is not None:
                 alarms.append(constant_image_alarm(shown[1]))
                 pictures["reconstructions"] = reconstruction_grid(*(to_uint8(part[:8]).cpu().numpy() for part in shown))
-        return EvalResult(metrics=metrics, images=pictures, alarms=tuple(alarm for alarm in alarms if alarm))
+        return EvalResult(metrics=metrics | usage, images=pictures, alarms=tuple(alarm for alarm in alarms if alarm))
 
     def _reconstruct(self, engine: Engine) -> tuple[float, tuple[Tensor, Tensor] | None]:
         """(mean PSNR over all ranks, this rank's first originals and reconstructions). Every rank calls it."""
