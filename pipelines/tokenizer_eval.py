@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, value in result.metrics.items():
             print(f"{name:<28} {value if isinstance(value, str) else f'{value:.4f}'}")
         print(f"result.json and grid.png written to {launch.output}")
+    distributed.barrier()
     return 0
 
 

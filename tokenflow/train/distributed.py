@@ -9,6 +9,7 @@ a function such as `sum_over_ranks`.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import random
@@ -59,9 +60,16 @@ def initialize(*, timeout_minutes: float = 30.0) -> None:
         torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
     else:
         torch.distributed.init_process_group(backend, init_method="env://", timeout=timeout)
+    atexit.register(_leave)
     # shm_comm serves inference only; building it takes half a minute and a compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
+
+
+def _leave() -> None:
+    # Gloo's threads must end before the interpreter does, or a finished process aborts now and then.
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def launcher_environment(environment: MutableMapping[str, str]) -> dict[str, str]:
