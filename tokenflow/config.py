@@ -226,6 +226,5 @@ def _find_recipe(value: str, *, stage: str, parser: ArgumentParser) -> str:
 
 
 def _fail(parser: ArgumentParser, message: str) -> NoReturn:
-    parser.print_usage(sys.stderr)
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)

@@ -68,7 +68,7 @@ class Loader:
         if self.total_samples < global_batch_size:
             raise ValueError(
                 f"the sources hold {self.total_samples} samples, fewer than one global batch of {global_batch_size}; "
-                "lower global_batch_size or add data"
+                "lower --train.global_batch_size and --train.micro_batch_size, or add data"
             )
         self.steps_per_epoch = self.total_samples // global_batch_size
         self.bad_reads = 0

@@ -95,7 +95,7 @@ def training_curves(report: Report, metrics: Sequence[Mapping[str, Any]]) -> Non
         report.curves(metrics, terms, "Loss terms", "weighted", log=True, smooth=smooth)
     quality = {key: name for key, name in (("psnr", "training"), ("evaluation/psnr", "held back")) if key in seen}
     if quality:
-        report.curves(metrics, quality, "PSNR over the run", "dB", smooth=0.0 if "psnr" not in seen else smooth)
+        report.curves(metrics, quality, "PSNR over the run", "dB")
     usage = {"evaluation/usage": "all scales"} | {
         key: f"scale {key.rsplit('_', 1)[1]}" for key in sorted(seen, key=_scale) if "evaluation/usage/scale_" in key
     }
