@@ -1,5 +1,4 @@
 """Real photographs without a download: those inside scikit-image and scikit-learn, as a folder of pictures.
-pictures.
 
 They stand for "your own photographs" in the demo. Only files that the installed packages contain are read.
 """
@@ -33,8 +32,8 @@ _FRACTIONS = (1.0, 0.7, 0.5)
 def export_photographs(
     directory: str | Path, *, split: Literal["train", "heldout", "all"] = "all", image_size: int = 256
 ) -> list[Path]:
-    """Cut the photographs into square tiles of up to `image_size` pixels, `NAME-NN.png` with a caption in
-    `NAME-NN.txt`.
+    """Cut the photographs into square tiles of up to `image_size` pixels, `NN-NAME.png` with a caption in
+    `NN-NAME.txt`.
 
     Tiles are the whole height, 0.7 and 0.5 of it, on a regular grid. Returns the pictures' paths, about 15 a
     photograph. Raises ValueError when neither package is installed.
@@ -47,14 +46,15 @@ def export_photographs(
         if path is None or (split != "all" and (name in HELD_OUT_PHOTOGRAPHS) != (split == "heldout")):
             continue
         for number, tile in enumerate(_tiles(decode_image(path.read_bytes()))):
-            target = directory / f"{name}-{number:02d}.png"
+            # The number first: a listing, and the report, then mixes the photographs.
+            target = directory / f"{number:02d}-{name}.png"
             center_crop(tile, min(image_size, tile.width)).save(target)
             target.with_suffix(".txt").write_text(caption + "\n")
             written.append(target)
     if not written:
         raise ValueError(
             "no photographs found: scikit-image and scikit-learn are not installed. "
-            "Install the extra: pip install 'tokenflow[demo]', or give a folder of your own pictures."
+            "Install the extra: pip install -e '.[demo]', or give a folder of your own pictures."
         )
     return written
 
