@@ -1,0 +1,1 @@
+"""Text to codes: a causal transformer that paints an image scale by scale (paper, section 3.3)."""

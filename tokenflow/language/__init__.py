@@ -1,0 +1,1 @@
+"""The causal transformer that generation and understanding share, its text tokenizers, weights from HF folders."""
