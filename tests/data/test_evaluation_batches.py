@@ -99,3 +99,45 @@ def test_sizes_that_make_no_sense_are_refused(settings, sizes):
 def test_more_samples_than_there_are_is_an_error(settings):
     with pytest.raises(ValueError, match="count 41 samples asked for, the sources hold 40"):
         EvaluationBatches(settings, count=41, batch_size=4)
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_batches_are_the_same_for_any_number_of_workers(settings, num_workers):
+    here = list(EvaluationBatches(settings, count=35, batch_size=5, rank=1, world_size=2))
+    workers = EvaluationBatches(settings, count=35, batch_size=5, rank=1, world_size=2, num_workers=num_workers)
+    there = list(workers)
+    assert len(here) == len(there) == len(workers)
+    for one, two in zip(here, there, strict=True):
+        assert one.keys() == two.keys() and one["keys"] == two["keys"]
+        assert all(torch.equal(one[name], two[name]) for name in ("images", "mask", "index"))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_continuing_gives_the_rest_and_counts_what_was_left_out_before(tmp_path, num_workers):
+    for number in range(10):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{number}.png")
+    for number in (1, 7):
+        (tmp_path / f"{number}.png").write_bytes(b"broken")
+    config = DataConfig(sources=(SourceConfig(path=str(tmp_path)),), image_size=32)
+    whole = EvaluationBatches(config, batch_size=3)
+    everything = list(whole)
+    rest = EvaluationBatches(config, batch_size=3, num_workers=num_workers)
+    continued = list(rest.starting_at(2, skipped=whole.skipped[:1]))
+    assert [batch["keys"] for batch in continued] == [batch["keys"] for batch in everything[2:]]
+    assert rest.skipped == whole.skipped and rest.samples_read == whole.samples_read == 10
+    assert list(rest.starting_at(4, skipped=whole.skipped)) == [] and rest.skipped_note() == whole.skipped_note()
+
+
+def test_the_stamp_changes_with_the_files_that_are_asked_for_and_with_no_others(settings, tmp_path):
+    for shard in sorted(Path(settings.sources[0].path).glob("*.tar")):
+        (tmp_path / shard.name).write_bytes(shard.read_bytes())
+    config = dataclasses.replace(settings, sources=(SourceConfig(path=str(tmp_path)),))
+    stamps = [
+        EvaluationBatches(config, count=count, batch_size=4, num_workers=n).stamp() for count, n in ((20, 0), (20, 2))
+    ]
+    (tmp_path / "z.tar").write_bytes(b"never read")
+    stamps.append(EvaluationBatches(config, count=20, batch_size=4).stamp())
+    assert len(set(stamps)) == 1
+    first = min(tmp_path.glob("*.tar"))
+    first.write_bytes(first.read_bytes() + b"\0" * 512)
+    assert EvaluationBatches(config, count=20, batch_size=4).stamp() != stamps[0]

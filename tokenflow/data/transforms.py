@@ -11,7 +11,7 @@ from math import ceil
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tokenflow.data.samples import BadSample
 
@@ -36,6 +36,11 @@ def decode_image(content: bytes) -> Image.Image:
         return _to_rgb(ImageOps.exif_transpose(image))
     except (BadSample, MemoryError):
         raise
+    except UnidentifiedImageError as error:
+        # Pillow's own words hold an address in memory, and a report should read the same every time
+        raise BadSample(
+            f"the picture cannot be decoded: its first bytes {content[:8]!r} are of no known format"
+        ) from error
     except Exception as error:
         # decoders of damaged files raise nearly anything: OSError, SyntaxError, ValueError, struct.error, IndexError
         raise BadSample(f"the picture cannot be decoded: {type(error).__name__}: {error}") from error
