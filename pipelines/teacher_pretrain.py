@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tokenflow.config import parse, run_command, to_yaml
-from tokenflow.data import Cursor, Loader
+from tokenflow.tasks.stage import train_stage
 from tokenflow.tasks.teacher import TeacherRecipe, TeacherTask, build_engines, export
-from tokenflow.train import EXIT_STOPPED, Run, distributed, fit
+from tokenflow.train import EXIT_STOPPED, distributed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,22 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(to_yaml(recipe))
         return 0
     distributed.initialize()
-    task = TeacherTask(recipe)
     engines = build_engines(recipe, launch)
-    with Run(launch.output, recipe=recipe, train=recipe.train, tracking=recipe.tracking, name=recipe.name) as run:
-        state = run.resume(task, engines, mode=launch.resume)
-        loader = Loader(
-            recipe.data,
-            global_batch_size=recipe.train.global_batch_size,
-            micro_batch_size=recipe.train.micro_batch_size,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            seed=recipe.train.seed,
-            cursor=Cursor.from_json(state.cursor) if state.cursor else None,
-        )
-        outcome = fit(task, engines, loader, state, run.hooks, recipe.train, checkpoints=run.checkpoints)
-        loader.close()
-    if outcome == "stopped":
+    if not train_stage(recipe, launch, task=TeacherTask(recipe), engines=engines):
         return EXIT_STOPPED
     export(recipe, engines, launch.output / "model")
     return 0

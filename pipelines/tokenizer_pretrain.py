@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tokenflow.config import parse, run_command
-from tokenflow.data import Cursor, Loader
-from tokenflow.tasks.tokenizer import TokenizerTask, build_engines, evaluation_batches, export
+from tokenflow.tasks.pixels import evaluation_batches
+from tokenflow.tasks.stage import train_stage
+from tokenflow.tasks.tokenizer import TokenizerTask, build_engines, export
 from tokenflow.tasks.tokenizer_plan import print_plan
 from tokenflow.tasks.tokenizer_recipe import TokenizerRecipe
-from tokenflow.train import EXIT_STOPPED, Run, distributed, fit
+from tokenflow.train import EXIT_STOPPED, distributed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,22 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_plan(recipe, launch)
         return 0
     distributed.initialize()
-    ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-    task = TokenizerTask(recipe, evaluation_batches=evaluation_batches(recipe, **ranks))
+    task = TokenizerTask(recipe, evaluation_batches=evaluation_batches(recipe))
     engines = build_engines(recipe, launch)
-    with Run(launch.output, recipe=recipe, train=recipe.train, tracking=recipe.tracking, name=recipe.name) as run:
-        state = run.resume(task, engines, mode=launch.resume)
-        loader = Loader(
-            recipe.data,
-            global_batch_size=recipe.train.global_batch_size,
-            micro_batch_size=recipe.train.micro_batch_size,
-            seed=recipe.train.seed,
-            cursor=Cursor.from_json(state.cursor) if state.cursor else None,
-            **ranks,
-        )
-        outcome = fit(task, engines, loader, state, run.hooks, recipe.train, checkpoints=run.checkpoints)
-        loader.close()
-    if outcome == "stopped":
+    if not train_stage(recipe, launch, task=task, engines=engines):
         return EXIT_STOPPED
     export(recipe, engines, launch.output / "model")
     return 0

@@ -6,7 +6,6 @@ are two engines; teacher and perceptual network are frozen and live outside both
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,19 +15,11 @@ import torch
 from torch import Tensor
 
 from tokenflow.config import Launch
-from tokenflow.data import EvaluationBatches, to_uint8
+from tokenflow.data import to_uint8
 from tokenflow.evaluation.grid import reconstruction_grid
+from tokenflow.tasks.pixels import DISCRIMINATOR, PixelObjective, batch_psnr, discriminator_engine, mean_psnr
 from tokenflow.tasks.tokenizer_recipe import TokenizerRecipe
-from tokenflow.tokenizer.discriminators import build_discriminator
-from tokenflow.tokenizer.losses import (
-    adaptive_weight,
-    adversarial_weight,
-    build_perceptual_loss,
-    discriminator_loss,
-    generator_loss,
-    reconstruction_loss,
-    semantic_loss,
-)
+from tokenflow.tokenizer.losses import semantic_loss
 from tokenflow.tokenizer.model import TokenFlowTokenizer, TokenizerOutput
 from tokenflow.tokenizer.quantizer import draw_dropped_scale
 from tokenflow.tokenizer.teachers import Teacher, build_teacher
@@ -41,13 +32,11 @@ from tokenflow.train import (
     TrainState,
     constant_image_alarm,
     distributed,
-    frozen,
 )
 
 logger = logging.getLogger(__name__)
 
 GENERATOR = "tokenizer"
-DISCRIMINATOR = "discriminator"
 
 
 def build_engines(recipe: TokenizerRecipe, launch: Launch) -> Engines:
@@ -60,42 +49,18 @@ def build_engines(recipe: TokenizerRecipe, launch: Launch) -> Engines:
         "deepspeed_source": str(launch.ds_config),
     }
     build = TokenFlowTokenizer.build if launch.init_from is None else TokenFlowTokenizer
-    engines = {
-        GENERATOR: Engine(
-            lambda: build(config),
-            name=GENERATOR,
-            optimizer=recipe.optimizer,
-            ema_decay=recipe.train.ema_decay,
-            weights=launch.init_from,
-            **common,
-        )
-    }
-    if recipe.loss.discriminator != "none":
-        engines[DISCRIMINATOR] = Engine(
-            lambda: build_discriminator(
-                recipe.loss.discriminator,
-                image_size=config.image_size,
-                channels=recipe.loss.discriminator_channels,
-                layers=recipe.loss.discriminator_layers,
-            ),
-            name=DISCRIMINATOR,
-            optimizer=recipe.discriminator_optimizer,
-            **common,
-        )
-    return engines
-
-
-def evaluation_batches(recipe: TokenizerRecipe, *, rank: int, world_size: int) -> EvaluationBatches:
-    """This rank's pictures for evaluations during training: `evaluation_sources`, else the first training ones."""
-    sources = recipe.evaluation_sources or recipe.data.sources
-    data = dataclasses.replace(recipe.data, sources=sources, records=False, num_workers=0)
-    return EvaluationBatches(
-        data,
-        at_most=recipe.evaluation_images,
-        batch_size=recipe.train.micro_batch_size,
-        rank=rank,
-        world_size=world_size,
+    tokenizer = Engine(
+        lambda: build(config),
+        name=GENERATOR,
+        optimizer=recipe.optimizer,
+        ema_decay=recipe.train.ema_decay,
+        weights=launch.init_from,
+        **common,
     )
+    adversary = discriminator_engine(
+        recipe.loss, image_size=config.image_size, optimizer=recipe.discriminator_optimizer, **common
+    )
+    return {GENERATOR: tokenizer, **adversary}
 
 
 def export(recipe: TokenizerRecipe, engines: Engines, directory: Path) -> None:
@@ -126,10 +91,7 @@ class TokenizerTask:
         self.evaluation_batches = evaluation_batches
         self.device = distributed.device()
         self.teacher = self._build_teacher()
-        perceptual = build_perceptual_loss(
-            self.loss, feature_maps=None if self.teacher is None else self.teacher.feature_maps
-        )
-        self.perceptual = None if perceptual is None else perceptual.to(self.device)
+        self.objective = PixelObjective(self.loss, teacher=self.teacher, device=self.device)
         self.usage = CodebookUsage(
             self.config.codebook_size,
             scales=self.config.scales,
@@ -149,7 +111,7 @@ class TokenizerTask:
         total = torch.stack(list(terms.values())).sum()
         metrics = {"loss": total.detach(), **terms}
         if output.reconstruction is not None:
-            gradient, pixel_terms, further = self._pixel_gradient(
+            gradient, pixel_terms, further = self.objective.gradient(
                 output.reconstruction, images, discriminator, state.step
             )
             total = total + (output.reconstruction * gradient).sum()
@@ -157,10 +119,7 @@ class TokenizerTask:
             metrics["loss"] = metrics["loss"] + torch.stack(list(pixel_terms.values())).sum()
             metrics["psnr"] = batch_psnr(output.reconstruction, images)
         generator.backward(total)
-        if discriminator is not None and state.step >= self.loss.discriminator_start:
-            real, fake = discriminator(images, output.reconstruction.detach())
-            metrics["discriminator"] = discriminator_loss(real, fake, kind=self.loss.adversarial)
-            discriminator.backward(metrics["discriminator"])
+        metrics |= self.objective.train_discriminator(discriminator, images, output.reconstruction, state.step)
         self.usage.update(output.indices)
         return {name: value.detach() for name, value in metrics.items()}
 
@@ -178,19 +137,12 @@ class TokenizerTask:
         return EvalResult(metrics=metrics | usage, images=pictures, alarms=tuple(alarm for alarm in alarms if alarm))
 
     def _reconstruct(self, engine: Engine) -> tuple[float, tuple[Tensor, Tensor] | None]:
-        """(mean PSNR over all ranks, this rank's first originals and reconstructions). Every rank calls it."""
-        total, count, shown = torch.zeros((), device=self.device), 0, None
-        for batch in self.evaluation_batches:
-            images, mask = batch["images"].to(self.device), batch["mask"].to(self.device)
+        def reconstruct(images: Tensor) -> Tensor:
             # The bare module's training forward: under ZeRO-3 it gathers, `reconstruct` would not.
             with engine.autocast():
-                reconstruction = engine.module(images).reconstruction.clamp(-1, 1)
-            total += (per_image_psnr(reconstruction, images) * mask).sum()
-            count += int(mask.sum())
-            if shown is None and mask.any():
-                shown = images[mask], reconstruction[mask]
-        sums = distributed.sum_over_ranks(torch.tensor([float(total), float(count)], device=self.device))
-        return float(sums[0] / sums[1].clamp_min(1)), shown
+                return engine.module(images).reconstruction
+
+        return mean_psnr(reconstruct, self.evaluation_batches, device=self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's usage window."""
@@ -213,43 +165,3 @@ class TokenizerTask:
         if output.semantic is not None:
             terms["semantic"] = self.loss.semantic_weight * semantic_loss(output.semantic, self.teacher(images))
         return terms
-
-    def _pixel_gradient(
-        self, reconstruction: Tensor, images: Tensor, discriminator: Engine | None, step: int
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """(gradient of L_pix at the picture, its weighted terms, further metrics).
-
-        The picture is cut off as a leaf: each network behind it is passed backward once and by itself, and only
-        `backward` reaches the engine's output. DeepSpeed needs the second, ZeRO-3 the first.
-        """
-        loss = self.loss
-        with torch.enable_grad():
-            picture = reconstruction.detach().requires_grad_()
-            terms = {"reconstruction": loss.reconstruction_weight * reconstruction_loss(picture, images)}
-            if self.perceptual is not None and loss.perceptual_weight > 0:
-                terms["perceptual"] = loss.perceptual_weight * self.perceptual(picture, images)
-            (gradient,) = torch.autograd.grad(torch.stack(list(terms.values())).sum(), picture)
-            # Left out while its weight is 0, not multiplied by it: 0 x NaN is NaN.
-            weight = adversarial_weight(step, loss)
-            if discriminator is None or weight == 0:
-                return gradient, terms, {}
-            with frozen(discriminator) as module, discriminator.autocast():
-                bare = generator_loss(module.network(picture), kind=loss.adversarial)
-                (push,) = torch.autograd.grad(bare, picture)
-        metrics = {"generator": bare}
-        if loss.adaptive_adversarial_weight:
-            metrics["adaptive_weight"] = adaptive_weight(gradient, push)
-            weight = weight * metrics["adaptive_weight"]
-        return gradient + weight * push, terms | {"adversarial": weight * bare}, metrics
-
-
-def per_image_psnr(reconstruction: Tensor, images: Tensor) -> Tensor:
-    """PSNR in dB of float images [B, 3, S, S] in [-1, 1], unrounded: [B]. For curves; results round to uint8."""
-    error = (reconstruction.float().clamp(-1, 1) - images.float()).square().mean(dim=(1, 2, 3))
-    return 10 * torch.log10(4 / error.clamp_min(1e-10))
-
-
-def batch_psnr(reconstruction: Tensor, images: Tensor) -> Tensor:
-    """Mean of `per_image_psnr` over a batch, without gradients: scalar."""
-    with torch.no_grad():
-        return per_image_psnr(reconstruction, images).mean()

@@ -11,9 +11,10 @@ from torch import nn
 from tokenflow.config import Launch, to_yaml
 from tokenflow.tasks.tokenizer_recipe import TokenizerRecipe
 from tokenflow.tokenizer.discriminators import build_discriminator
+from tokenflow.tokenizer.losses import TokenizerLossConfig
 from tokenflow.tokenizer.model import TokenFlowTokenizer
 from tokenflow.tokenizer.teachers import Teacher
-from tokenflow.train import zero_stage
+from tokenflow.train import TrainConfig, zero_stage
 from tokenflow.train.memory import estimate_memory
 
 VGG16_PARAMETERS = 14_714_688
@@ -37,12 +38,11 @@ def plan(recipe: TokenizerRecipe, launch: Launch) -> Iterator[str]:
     config = recipe.model.config()
     with torch.device("meta"):
         tokenizer = TokenFlowTokenizer(config)
-        discriminator = _discriminator(recipe)
+        adversary = count_discriminator(recipe.loss, image_size=config.image_size)
         teacher = recipe.teacher.config(recipe.model.preset)
         teacher_parameters = 0 if teacher is None else count_parameters(Teacher(teacher))
     parts = {name: count_parameters(part) for name, part in tokenizer.named_children()}
     trained = sum(p.numel() for p in tokenizer.parameters() if p.requires_grad)
-    adversary = 0 if discriminator is None else count_parameters(discriminator)
     frozen = teacher_parameters + (VGG16_PARAMETERS if recipe.loss.perceptual == "lpips" else 0)
     yield f"# {recipe.model.preset}, {config.image_size} pixels, codebook {config.codebook_size}"
     yield ""
@@ -51,40 +51,43 @@ def plan(recipe: TokenizerRecipe, launch: Launch) -> Iterator[str]:
     yield f"{'frozen teacher, perceptual':<28} {frozen:>14,} parameters"
     yield f"{'tokens an image':<28} {config.num_tokens:>14,} = sum of squares of {config.scales}"
     yield ""
-    yield from _memory(recipe, launch, trained=trained, adversary=adversary, frozen=frozen)
+    yield from memory_lines(recipe.train, launch, trained=trained, adversary=adversary, frozen=frozen)
     yield ""
     yield "# resolved recipe"
     yield to_yaml(recipe)
 
 
-def _memory(recipe: TokenizerRecipe, launch: Launch, *, trained: int, adversary: int, frozen: int) -> Iterator[str]:
+def memory_lines(train: TrainConfig, launch: Launch, *, trained: int, adversary: int, frozen: int) -> Iterator[str]:
+    """Estimated memory a GPU, a line for each number of GPUs; `adversary` is the discriminator's parameters."""
     json = launch.deepspeed()
     launched = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "0")))
     counts = sorted({*GPU_COUNTS, launched} - {0})
-    yield f"# memory a GPU for states under ZeRO-{zero_stage(json)}, {recipe.train.precision}; activations come on top"
+    yield f"# memory a GPU for states under ZeRO-{zero_stage(json)}, {train.precision}; activations come on top"
     for world_size in counts:
         both = [
             estimate_memory(
                 trained=parameters,
                 deepspeed=json,
                 world_size=world_size,
-                precision=recipe.train.precision,
+                precision=train.precision,
                 averaged=averaged,
             )
-            for parameters, averaged in ((trained, recipe.train.ema_decay is not None), (adversary, False))
+            for parameters, averaged in ((trained, train.ema_decay is not None), (adversary, False))
             if parameters
         ]
         total = sum(estimate.total for estimate in both) + 4 * frozen
         yield f"{world_size:>4} GPUs  {total / 1024**3:8.2f} GiB, of it {4 * frozen / 1024**3:.2f} GiB frozen networks"
 
 
-def _discriminator(recipe: TokenizerRecipe) -> nn.Module | None:
-    loss = recipe.loss
+def count_discriminator(loss: TokenizerLossConfig, *, image_size: int) -> int:
+    """Parameters of the discriminator that a loss asks for."""
     if loss.discriminator == "none":
-        return None
-    return build_discriminator(
-        loss.discriminator,
-        image_size=recipe.data.image_size,
-        channels=loss.discriminator_channels,
-        layers=loss.discriminator_layers,
-    )
+        return 0
+    with torch.device("meta"):
+        discriminator = build_discriminator(
+            loss.discriminator,
+            image_size=image_size,
+            channels=loss.discriminator_channels,
+            layers=loss.discriminator_layers,
+        )
+    return count_parameters(discriminator)
