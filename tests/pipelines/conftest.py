@@ -1,5 +1,5 @@
 """Fixtures of the pipeline tests."""
 
-from tests.pipelines.world import world
+from tests.pipelines.world import barely_trained, world
 
-__all__ = ["world"]
+__all__ = ["barely_trained", "world"]

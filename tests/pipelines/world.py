@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "deepspeed_configs"
 TEACHER = "pipelines.teacher_pretrain"
 TOKENIZER = "pipelines.tokenizer_pretrain"
+DECODER = "pipelines.decoder_finetune"
 
 
 @pytest.fixture(scope="session")
@@ -27,14 +28,34 @@ def world(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def barely_trained(world) -> Path:
+    """The folder of a nano tokenizer after two steps."""
+    run(*tokenizer_options(world, world / "tokenizer", steps=2), "--tracking.mlflow", "false", module=TOKENIZER)
+    return world / "tokenizer" / "model"
+
+
 def tokenizer_options(world: Path, output: Path, *, steps: int = 6) -> list[object]:
     """Options of a short nano run whose discriminator starts at step 1 and is felt from step 2 on."""
     return [
+        *short_run(world, output, steps=steps),
+        *("--model.pretrained", world / "teacher/model", "--teacher.pretrained", world / "teacher/model"),
+        *("--usage_window", 32),
+    ]
+
+
+def decoder_options(world: Path, tokenizer: Path, output: Path, *, steps: int = 6) -> list[object]:
+    """The same for the decoder of a tokenizer."""
+    return [*short_run(world, output, steps=steps), "--tokenizer", tokenizer]
+
+
+def short_run(world: Path, output: Path, *, steps: int) -> list[object]:
+    """What both stages' options have in common."""
+    return [
         *("--recipe", "nano", "--data", world / "train", "--output", output),
         *("--evaluation_sources", f'[{{"path": "{world / "seen"}"}}]', "--evaluation_images", 16),
-        *("--model.pretrained", world / "teacher/model", "--teacher.pretrained", world / "teacher/model"),
         *("--train.steps", steps, "--train.global_batch_size", 16, "--train.micro_batch_size", 8),
         *("--train.log_every", 1, "--train.evaluate_every", 3, "--train.save_every", 2),
         *("--loss.discriminator_start", 1, "--loss.adversarial_start", 2, "--loss.adversarial_ramp", 2),
-        *("--tracking.system_metrics", "false", "--usage_window", 32),
+        *("--tracking.system_metrics", "false"),
     ]

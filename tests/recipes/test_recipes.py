@@ -7,13 +7,19 @@ from pathlib import Path
 import pytest
 
 from tokenflow.config import RECIPES, load_recipe, parse, to_dict
+from tokenflow.tasks import decoder_plan
+from tokenflow.tasks.decoder_recipe import DecoderRecipe
 from tokenflow.tasks.teacher import TeacherRecipe
 from tokenflow.tasks.tokenizer_plan import plan
 from tokenflow.tasks.tokenizer_recipe import TokenizerRecipe
 from tokenflow.train import merge_deepspeed_config
 
 CONFIGS = sorted((RECIPES.parents[1] / "deepspeed_configs").glob("*.json"))
-CLASSES = {"teacher_pretrain": TeacherRecipe, "tokenizer_pretrain": TokenizerRecipe}
+CLASSES = {
+    "teacher_pretrain": TeacherRecipe,
+    "tokenizer_pretrain": TokenizerRecipe,
+    "decoder_finetune": DecoderRecipe,
+}
 SHIPPED = sorted(RECIPES.glob("*/*.yaml"))
 PAPER = {"tokenflow-b": 1_000_000, "tokenflow-l": 500_000, "tokenflow-xl": 500_000}
 PARAMETERS = {"tokenflow-b": "181,902,251", "tokenflow-l": "559,964,139", "tokenflow-xl": "554,009,963"}
@@ -58,6 +64,21 @@ def test_the_dry_run_of_a_paper_recipe_counts_its_parameters(name):
     lines = list(plan(parsed.recipe, parsed.launch))
     assert any("tokenizer in all" in line and PARAMETERS[name] in line for line in lines)
     assert any(str(parsed.recipe.model.config().num_tokens) in line.replace(",", "") for line in lines)
+
+
+@pytest.mark.parametrize("name", sorted(PAPER))
+def test_the_dry_run_of_a_decoder_recipe_counts_both_decoders_before_there_is_a_tokenizer(name):
+    parsed = parse(DecoderRecipe, ["--recipe", name, "--dry_run"], stage="decoder_finetune", description="")
+    lines = list(decoder_plan.plan(parsed.recipe, parsed.launch))
+    assert any("decoder before" in line and "42,452,099" in line for line in lines)
+    assert any("decoder to train" in line and "237,119,491" in line for line in lines)
+
+
+def test_a_dry_run_without_tokenizer_and_preset_says_what_to_give():
+    argv = ["--recipe", "nano", "--tokenizer", "nowhere", "--preset", "null", "--dry_run"]
+    parsed = parse(DecoderRecipe, argv, stage="decoder_finetune", description="")
+    with pytest.raises(ValueError, match="Give --preset"):
+        list(decoder_plan.plan(parsed.recipe, parsed.launch))
 
 
 def test_the_command_line_wins_over_the_recipe_whatever_the_order():
