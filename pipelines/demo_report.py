@@ -8,10 +8,24 @@ from typing import Any
 
 from tokenflow.evaluation.evaluate import EvaluationResult
 from tokenflow.evaluation.report import Number, Report, read_metrics
-from tokenflow.evaluation.sections import tokenizer_section
+from tokenflow.evaluation.sections import decoder_section, tokenizer_section
 
 GATES: dict[str, float] = {"tokenizer.psnr": 26.0, "tokenizer.usage": 0.95, "tokenizer.verifier": 0.95}
 """What the full demo must reach on scenes that training never showed."""
+
+MUST_BEAT: dict[str, str] = {"decoder.psnr": "decoder.psnr_base"}
+"""And which number must be above which other."""
+
+
+def missed_gates(metrics: Mapping[str, Any]) -> list[str]:
+    """What the full demo did not reach, in words."""
+    below = [f"{name} {metrics[name]:.3f} < {least}" for name, least in GATES.items() if metrics[name] < least]
+    beaten = [
+        f"{name} {metrics[name]:.3f} is not above {base} {metrics[base]:.3f}"
+        for name, base in MUST_BEAT.items()
+        if metrics[name] <= metrics[base]
+    ]
+    return below + beaten
 
 
 def write_report(
@@ -26,6 +40,18 @@ def write_report(
         footer="Made by `make demo`. The same command lines with other recipes train the paper's models.",
     )
     _tokenizer(report, runs, results["tokenizer"], results["heldout"])
+    decoder_section(
+        report,
+        results["tokenizer"],
+        results["decoder"],
+        read_metrics(runs / "decoder" / "metrics.jsonl"),
+        title="Stage 2: a decoder of twice the size",
+        intro=(
+            "Residual blocks and channels of the pixel decoder are doubled and trained; everything else is frozen, so "
+            "every picture keeps its codes, bit for bit. The larger decoder starts as the same function as the smaller "
+            "one and learns detail from there."
+        ),
+    )
     _teacher(report, runs)
     _photographs(report, runs, results["photographs"])
     _further(report, runs, metrics)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -6,7 +8,7 @@ from tests.evaluation.test_report import Page
 from tokenflow.evaluation.evaluate import EvaluationProtocol, evaluate_tokenizer
 from tokenflow.evaluation.measure import NotMeasured
 from tokenflow.evaluation.report import Report
-from tokenflow.evaluation.sections import key_numbers, protocol_rows, tokenizer_section
+from tokenflow.evaluation.sections import decoder_section, key_numbers, protocol_rows, tokenizer_section
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +53,22 @@ def test_what_was_not_measured_says_why(result):
     card = next(item for item in key_numbers(result, {}) if item.name == "LPIPS")
     assert not card.measured and card.reached is None
     assert torch.equal(result.histogram.sum(1), torch.tensor([10, 40]))
+
+
+def test_two_decoders_stand_beside_the_originals_and_are_compared(result):
+    rows = [{"step": step, "loss": 1.0, "evaluation/psnr": 21.0, "evaluation/psnr_base": 20.0} for step in range(3)]
+    better = dataclasses.replace(result, metrics=result.metrics | {"psnr": result.metrics["psnr"] + 1})
+    report = Report("t")
+    decoder_section(report, result, better, rows, title="Decoder")
+    page = Page(report.html())
+    for words in ("base decoder", "enhanced decoder", "Decoder: PSNR on pictures held back", "Fine-detail error"):
+        assert words in page.text
+    assert sum(tag == "img" for tag, _ in page.tags) == 5 * 8
+    marks = [a["class"] for _, a in page.tags if a.get("class", "").startswith("mark")]
+    assert marks and set(marks) == {"mark good"}
+
+
+def test_decoders_of_different_pictures_are_not_compared(result):
+    other = dataclasses.replace(result, originals=255 - result.originals)
+    with pytest.raises(ValueError, match="different pictures"):
+        decoder_section(Report("t"), result, other)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from tokenflow.evaluation.evaluate import EvaluationResult
 from tokenflow.evaluation.grid import difference
 from tokenflow.evaluation.report import Number, PictureRow, Report
@@ -21,6 +23,9 @@ NAMES: dict[str, tuple[str, str]] = {
     "verifier_original": ("Objects read in originals", ""),
 }
 """Metric -> (name on the page, unit), in the order of the page."""
+
+CODE_MEASURES = frozenset({"usage", "perplexity", "verifier_original"})
+"""What two decoders of the same codes share."""
 
 LOWER_IS_BETTER = frozenset({"lpips", "frechet_teacher", "rfid", "high_frequency_error"})
 CARDS = ("psnr", "usage", "verifier", "perplexity", "ssim", "lpips", "frechet_teacher", "high_frequency_error")
@@ -62,6 +67,68 @@ def tokenizer_section(
     training_curves(report, metrics)
     codebook_charts(report, result)
     report.table(["measure", "value", "how"], protocol_rows(result), "All measures, and how they were taken")
+
+
+def decoder_section(
+    report: Report,
+    base: EvaluationResult,
+    enhanced: EvaluationResult,
+    metrics: Sequence[Mapping[str, Any]] = (),
+    *,
+    title: str = "Decoder",
+    intro: str = "",
+) -> None:
+    """Two decoders of the same codes beside the originals, their measures, and the curves of the new one's run.
+
+    Both results must come from the same pictures.
+
+    Raises:
+        ValueError: They do not.
+    """
+    if not np.array_equal(base.originals, enhanced.originals):
+        raise ValueError("the two decoders were evaluated on different pictures; expected the same reference, in order")
+    report.section(title, intro)
+    report.numbers(
+        [
+            _compared(key, base.metrics[key], enhanced.metrics[key])
+            for key in ("psnr", "lpips", "high_frequency_error", "verifier")
+            if key in enhanced.metrics
+        ]
+    )
+    originals = base.originals[:PICTURES]
+    shown = {"base decoder": base.reconstructions[:PICTURES], "enhanced decoder": enhanced.reconstructions[:PICTURES]}
+    rows = [PictureRow("original", originals)]
+    rows += [PictureRow(name, pictures) for name, pictures in shown.items()]
+    rows += [
+        PictureRow(f"difference ×4, {name.split()[0]}", difference(originals, pictures))
+        for name, pictures in shown.items()
+    ]
+    report.pictures(rows, "The same codes, two decoders", f"{base.protocol['reference']}: the first ones in order")
+    if metrics:
+        smooth = 0.9 if len(metrics) >= 50 else 0.0
+        report.curves(metrics, {"loss": "total"}, "Decoder: loss", "weighted sum", smooth=smooth)
+        curves = {"evaluation/psnr": "enhanced", "evaluation/psnr_base": "base"}
+        report.curves(metrics, curves, "Decoder: PSNR on pictures held back", "dB")
+    table = [
+        [name, base.metrics[key], enhanced.metrics[key], "lower" if key in LOWER_IS_BETTER else "higher"]
+        for key, (name, _) in NAMES.items()
+        if key in enhanced.metrics and key not in CODE_MEASURES
+    ]
+    report.table(["measure", "base", "enhanced", "better is"], table, "All measures of both decoders")
+
+
+def _compared(key: str, base: float | str, enhanced: float | str) -> Number:
+    """A card of the enhanced decoder's measure whose target is the base decoder's."""
+    name, unit = NAMES[key]
+    measured = not isinstance(base, str)
+    return Number(
+        name,
+        enhanced,
+        unit=unit,
+        target=base if measured else None,
+        lower_is_better=key in LOWER_IS_BETTER,
+        note="target: the base decoder" if measured else "why not: see stage 1",
+    )
 
 
 def key_numbers(result: EvaluationResult, targets: Mapping[str, float]) -> list[Number]:
