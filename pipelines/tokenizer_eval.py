@@ -2,34 +2,47 @@
 
 python -m pipelines.tokenizer_eval --verifier scenes \\
         --tokenizer runs/demo/tokenizer/model --data runs/demo/data/seen
+torchrun --nproc_per_node 8 pipelines/tokenizer_eval.py --recipe imagenet-256 --tokenizer DIR --data /data/imagenet/val
 torchrun --nproc_per_node 8 pipelines/tokenizer_eval.py --tokenizer DIR --data "/data/imagenet-val/{00..49}.tar"
+
+Killed, it continues when it is started again in the same way; the paper's figures are printed beside the result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tokenflow.config import parse, run_command, to_yaml
-from tokenflow.tasks.tokenizer_evaluation import EvaluationRecipe, evaluate
+from tokenflow.config import Launch, parse, run_command, to_yaml
+from tokenflow.evaluation.paper_table import as_text
+from tokenflow.tasks.tokenizer_evaluation import EvaluationRecipe, evaluate_into
 from tokenflow.train import distributed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate and write `result.json` and `grid.png` into the output folder."""
+    """Evaluate and write `result.json`, `result.md` and `grid.png` into the output folder."""
     parsed = parse(EvaluationRecipe, argv, stage="tokenizer_eval", description="Evaluate a TokenFlow tokenizer.")
     recipe, launch = parsed.recipe, parsed.launch
+    _refuse_training_options(launch)
     if launch.dry_run:
         print(to_yaml(recipe))
         return 0
     distributed.initialize()
-    result = evaluate(recipe)
+    result = evaluate_into(recipe, launch.output, resume=launch.resume)
     if distributed.is_main_process():
-        result.save(launch.output)
-        for name, value in result.metrics.items():
+        for name, value in result["metrics"].items():
             print(f"{name:<28} {value if isinstance(value, str) else f'{value:.4f}'}")
-        print(f"result.json and grid.png written to {launch.output}")
+        print(f"\n{as_text(result['paper_rows'])}\n")
+        if result["protocol"]["left_out"] != "none":
+            print(f"left out: {result['protocol']['left_out']}")
+        print(f"result.json, result.md and grid.png written to {launch.output}")
     distributed.barrier()
     return 0
+
+
+def _refuse_training_options(launch: Launch) -> None:
+    for name, value in (("ds_config", launch.ds_config), ("init_from", launch.init_from)):
+        if value is not None:
+            raise ValueError(f"--{name} {value}: an evaluation trains nothing. Leave it out (--tokenizer has weights).")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class EvaluationBatches:
         )
 
     def stamp(self) -> str:
-        """A hash of names, sizes and times of change of the files that hold these samples; the pictures are not read."""
+        """A hash of names, sizes and times of change of the files with these samples; the pictures are not read."""
         digest = hashlib.blake2b(digest_size=16)
         files = dict.fromkeys(
             source.describe(index)[1]

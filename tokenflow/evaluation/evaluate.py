@@ -67,6 +67,8 @@ class EvaluationResult:
     histogram: Tensor
     """Code counts int64 [scales, codebook_size]."""
     scales: tuple[int, ...] = ()
+    notes: dict[str, Any] = field(default_factory=dict)
+    """More to be written into `result.json`, under keys of its own."""
     grid: Picture = field(init=False)
 
     def __post_init__(self) -> None:
@@ -76,15 +78,19 @@ class EvaluationResult:
             np.full((1, 1, 3), 255, np.uint8) if none else reconstruction_grid(self.originals, self.reconstructions)
         )
 
-    def save(self, folder: str | Path) -> None:
-        """Write `result.json` (metrics, protocol, code counts a scale) and `grid.png`, each atomically."""
-        content = {
+    def content(self) -> dict[str, Any]:
+        """What `result.json` holds: metrics, protocol, code counts a scale, notes."""
+        return {
             "metrics": self.metrics,
             "protocol": self.protocol,
             "codes_used": {f"scale_{s}": int((c > 0).sum()) for s, c in zip(self.scales, self.histogram, strict=True)},
+            **self.notes,
         }
+
+    def save(self, folder: str | Path) -> None:
+        """Write `grid.png` and, last, `result.json`, each atomically."""
         write_atomic(Path(folder) / "grid.png", png_bytes(self.grid))
-        write_json(Path(folder) / "result.json", content)
+        write_json(Path(folder) / "result.json", self.content())
 
 
 class TokenizerEvaluation:
@@ -276,6 +282,7 @@ def describe_protocol(
         "crop": protocol.crop,
         "rounding": protocol.rounding,
         "reference_rounding": protocol.reference_rounding,
+        "precision": "float32 throughout, convolutions on a GPU in TF32" if _tf32() else "float32 throughout",
         "psnr": "uint8, peak 255, mean over images (not of the pooled error), at most 100 dB an image",
         "ssim": "uint8, data_range 255, 7x7 uniform window, mean over channels: scikit-image's default",
         "ssim_authors": "as ssim with data_range 2 on pictures in [0, 1], as the authors' script does; flatters",
@@ -296,6 +303,10 @@ def describe_protocol(
 def to_picture(image: Tensor) -> Picture:
     """A uint8 image [3, H, W] as a numpy picture [H, W, 3]."""
     return image.permute(1, 2, 0).contiguous().cpu().numpy()
+
+
+def _tf32() -> bool:
+    return torch.cuda.is_available() and torch.backends.cudnn.allow_tf32
 
 
 def _version(package: str) -> str:
