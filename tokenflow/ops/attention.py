@@ -10,6 +10,7 @@ Legend: B rows, H query heads, G key/value heads (G divides H), L positions, D h
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 from typing import Literal, NamedTuple, get_args
@@ -79,7 +80,11 @@ def _dense_attention(query: Tensor, key: Tensor, value: Tensor, layout: Attentio
 
 def available_backends(device: torch.device | str) -> dict[AttentionBackend, str | None]:
     """For each backend None if it can run on `device`, else what is missing."""
-    on_gpu = torch.device(device).type == "cuda"
+    return dict(_available(torch.device(device).type == "cuda"))
+
+
+@functools.cache
+def _available(on_gpu: bool) -> dict[AttentionBackend, str | None]:
     flash = None if on_gpu else "it runs on NVIDIA GPUs only"
     if importlib.util.find_spec("flash_attn") is None:
         flash = "flash-attn is not installed (pip install tokenflow[gpu])"
@@ -96,9 +101,7 @@ def _missing_for_flex() -> str | None:
     return None
 
 
-def resolve_backend(
-    name: AttentionBackend, *, device: torch.device | str, dtype: torch.dtype = torch.float32
-) -> ResolvedBackend:
+def resolve_backend(name: str, *, device: torch.device | str, dtype: torch.dtype = torch.float32) -> ResolvedBackend:
     """The backend that `name` stands for on this device. Only `auto` chooses; anything else is taken or refused.
 
     Raises:
@@ -115,4 +118,6 @@ def resolve_backend(
     half = dtype in (torch.float16, torch.bfloat16)
     if torch.device(device).type == "cuda" and half and missing["flash"] is None:
         return ResolvedBackend("flash", "flash-attn is installed and computes no padding")
-    return ResolvedBackend("segmented", "fused kernels without a mask; faster than a dense mask (benchmarks/attention.py)")
+    return ResolvedBackend(
+        "segmented", "fused kernels without a mask; faster than a dense mask (benchmarks/attention.py)"
+    )

@@ -49,9 +49,6 @@ def block_mask(layout: AttentionLayout, device: torch.device) -> BlockMask:
     touched = ((begin_rows < first + _BLOCK) & (end_rows > first) & (end_rows > begin_rows)).any(2)
     full = ((begin_rows <= first) & (end_rows >= first + _BLOCK)).all(2)
 
-    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (k >= begin[b, q]) & (k < end[b, q])
-
     partial_counts, partial_indices = _listed(touched & ~full)
     full_counts, full_indices = _listed(full)
     return BlockMask.from_kv_blocks(
@@ -60,7 +57,7 @@ def block_mask(layout: AttentionLayout, device: torch.device) -> BlockMask:
         full_counts,
         full_indices,
         BLOCK_SIZE=_BLOCK,
-        mask_mod=visible,
+        mask_mod=lambda b, h, q, k: (k >= begin[b, q]) & (k < end[b, q]),
         seq_lengths=(layout.length, layout.length),
     )
 
