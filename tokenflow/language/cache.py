@@ -86,7 +86,7 @@ class KeyValueCache:
         """Raise ValueError unless slots first to first + count exist."""
         if first + count > self.max_length:
             raise ValueError(
-                f"{first} positions and {count} more do not fit a cache of {self.max_length}. Give it a longer max_length."
+                f"{first} positions and {count} more do not fit a cache of {self.max_length}. Raise its max_length."
             )
 
     def key_mask(self, length: int) -> Tensor | None:

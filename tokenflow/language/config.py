@@ -45,7 +45,7 @@ class LanguageConfig:
     tie_embeddings: bool = False
     """The head's weight is the embedding table. Heads belong to the models; this tells them."""
     norm_order: NormOrder = "pre"
-    """`pre`: x + attention(norm(x)), as in Llama; `post`: x + norm(attention(x)), the paper's re-ordering (section 3.3)."""
+    """`pre`: x + attention(norm(x)), as in Llama; `post`: x + norm(attention(x)), re-ordered (section 3.3)."""
     qk_norm: bool = False
     """RMSNorm (epsilon 1e-6) of every query and key head before the rotation (paper, section 3.3)."""
     max_positions: int = 4096

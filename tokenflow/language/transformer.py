@@ -1,8 +1,8 @@
 """The causal transformer of text-to-image generation and of multimodal understanding (paper, sections 3.3 and 3.4).
 
-With the defaults it computes what transformers' LlamaForCausalLM or Qwen2ForCausalLM computes up to the final norm, under
-the same parameter names. Legend: B rows, L positions, n new positions, W width, H query heads, G key/value heads, D head
-width.
+With the defaults it computes what transformers' LlamaForCausalLM or Qwen2ForCausalLM computes up to the final norm,
+under the same parameter names. Legend: B rows, L positions, n new positions, W width, H query heads, G key/value heads,
+D head width.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def attention(
     if (rows, length) != (layout.batch, layout.length) or heads % key.shape[1]:
         raise ValueError(
             f"query is {tuple(query.shape)} with {key.shape[1]} key/value heads; the layout has {layout.batch} rows of "
-            f"{layout.length} positions and heads must be a multiple of key/value heads. Build the layout for this batch."
+            f"{layout.length} positions and heads must be a multiple of key/value heads. Make a layout for this batch."
         )
     name = resolve_backend(backend, device=query.device, dtype=query.dtype).name
     if name == "dense":
@@ -119,5 +119,5 @@ def resolve_backend(name: str, *, device: torch.device | str, dtype: torch.dtype
     if torch.device(device).type == "cuda" and half and missing["flash"] is None:
         return ResolvedBackend("flash", "flash-attn is installed and computes no padding")
     return ResolvedBackend(
-        "segmented", "fused kernels without a mask; faster than a dense mask (benchmarks/attention.py)"
+        "segmented", "fused kernels without a dense mask, the fastest in benchmarks/attention.py"
     )

@@ -27,8 +27,8 @@ def flash_layout_attention(query: Tensor, key: Tensor, value: Tensor, layout: At
     """
     if query.device.type != "cuda" or query.dtype not in (torch.float16, torch.bfloat16):
         raise ValueError(
-            f"attention 'flash' needs fp16 or bf16 tensors on a GPU; got {query.dtype} on {query.device}. Use precision "
-            "bf16, or attention 'segmented', 'flex' or 'auto'."
+            f"attention 'flash' needs fp16 or bf16 tensors on a GPU; got {query.dtype} on {query.device}. Use "
+            "precision bf16, or attention 'segmented', 'flex' or 'auto'."
         )
     from flash_attn import flash_attn_varlen_func
 

@@ -24,8 +24,8 @@ def flex_layout_attention(query: Tensor, key: Tensor, value: Tensor, layout: Att
     on_cpu = query.device.type == "cpu"
     if on_cpu and torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
         raise ValueError(
-            "attention 'flex' has no backward on a CPU; got CPU tensors that need gradients. Use 'segmented' or 'auto', "
-            "or wrap evaluation in torch.no_grad()."
+            "attention 'flex' has no backward on a CPU; got CPU tensors that need gradients. Use 'segmented' or "
+            "'auto', or wrap evaluation in torch.no_grad()."
         )
     mask = layout.derived("flex", query.device, lambda: block_mask(layout, query.device))
     attend = flex_attention if on_cpu else _compiled()

@@ -1,7 +1,7 @@
-"""Who may attend to whom, as a description: causal text, then an image that is block-causal by scale, then a causal tail.
+"""Who may attend to whom, as a description: causal text, an image that is block-causal by scale, a causal tail.
 
-Every position sees one interval of positions of its row, so `intervals` says it all and no backend but the dense reference
-ever needs an L x L mask (paper, section 3.3; the mask of next-scale prediction).
+Every position sees one interval of positions of its row, so `intervals` says it all and no backend but the dense
+reference ever needs an L x L mask (paper, section 3.3; the mask of next-scale prediction).
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class AttentionLayout:
-    """The samples of every row of a batch. Positions in no sample are padding: their output is finite and means nothing.
+    """The samples of every row of a batch. Positions in no sample are padding: their output is finite and meaningless.
 
-    What a backend derives from it (indices, small masks) is kept inside, a device each: make one layout a batch and give
-    it to every layer.
+    What a backend derives from it (indices, small masks) is kept inside, a device each: make one layout a batch and
+    give it to every layer.
     """
 
     rows: tuple[tuple[Sample, ...], ...]

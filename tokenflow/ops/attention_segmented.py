@@ -151,7 +151,7 @@ def _text_segment(samples: tuple[Sample, ...], text: list[int], device: torch.de
     starts = [sample.start for sample in samples]
     if len(set(starts)) == 1 and len(set(text)) == 1:
         return _Text(starts[0], starts[0] + text[0], None)
-    # Aligned at their starts, shorter texts repeat a position of theirs behind the end, where causal queries never look.
+    # Aligned at their starts, shorter texts repeat a position behind their end, where causal queries never look.
     offsets = torch.arange(max(text)).expand(len(text), -1).minimum(torch.tensor(text)[:, None] - 1).clamp_min(0)
     return _Text(0, max(text), (torch.tensor(starts)[:, None] + offsets).to(device))
 
