@@ -6,6 +6,7 @@ Legend: B batch, L codes an image, N cells of the grid, C code channels (semanti
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -84,22 +85,71 @@ class TokenFlowTokenizer(nn.Module):
         return load_pretrained_encoders(cls(config))
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> TokenFlowTokenizer:
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        device: str | torch.device = "cpu",
+    ) -> TokenFlowTokenizer:
         """A tokenizer in eval mode from a folder written by `save_pretrained`, or a hub repository of that layout.
+
+        On the CPU its weights are private memory maps of the files: nothing is copied until it is written to.
+
+        Args:
+            source: A folder, or the id of a hub repository.
+            revision: Branch, tag or commit of the hub repository.
+            token: Access token of the hub; None: what `hf auth login` stored.
+            device: Where the weights go.
 
         Raises:
             OSError: Neither a folder nor a hub repository that can be reached, or files are missing.
-            ValueError: The files hold something else.
+            ValueError: The files hold something else, or are damaged.
         """
         from tokenflow.tokenizer.pretrained import load_tokenizer
 
-        return load_tokenizer(cls, source)
+        return load_tokenizer(cls, source, revision=revision, token=token, device=device)
 
-    def save_pretrained(self, directory: str | Path) -> Path:
-        """Write model.safetensors, config.json and a model card; returns the folder."""
+    def save_pretrained(
+        self, directory: str | Path, *, max_shard_size: int | str = "5GB", metrics: Mapping[str, float] | None = None
+    ) -> Path:
+        """Write safetensors (in shards and an index above `max_shard_size`), config.json and a model card.
+
+        A process killed meanwhile leaves the old model, the new one, or a folder that `from_pretrained` refuses.
+        `metrics` are listed in the card. Returns the folder.
+        """
         from tokenflow.tokenizer.pretrained import save_tokenizer
 
-        return save_tokenizer(self, directory)
+        return save_tokenizer(self, directory, max_shard_size=max_shard_size, metrics=metrics)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload TokenFlow tokenizer",
+        revision: str | None = None,
+        max_shard_size: int | str = "5GB",
+        metrics: Mapping[str, float] | None = None,
+    ) -> str:
+        """Upload what `save_pretrained` writes as one commit; makes the repository, and the branch `revision`.
+
+        Returns the commit's address. Errors are huggingface_hub's own.
+        """
+        from tokenflow.tokenizer.pretrained import push_tokenizer
+
+        return push_tokenizer(
+            self,
+            repo_id,
+            max_shard_size=max_shard_size,
+            metrics=metrics,
+            private=private,
+            token=token,
+            commit_message=commit_message,
+            revision=revision,
+        )
 
     def forward(self, images: Float[Tensor, "B 3 S S"], *, dropped_scale: int | None = None) -> TokenizerOutput:
         """One training step's forward; `dropped_scale` is the index of a scale to leave out (random scale drop)."""
@@ -123,15 +173,19 @@ class TokenFlowTokenizer(nn.Module):
     @torch.no_grad()
     def decode(self, codes: Int[Tensor, "B L"]) -> Float[Tensor, "B 3 S S"]:
         """Codes, or a prefix of whole scales, to images clamped to [-1, 1]. Without gradients."""
-        if self.pixel_decoder is None:
-            raise ValueError("this tokenizer has no pixel decoder. Use `features`, or a preset with pixel_decoder set.")
-        reconstruction, _ = self._decode(self.quantizer.decode_indices(self._check_codes(codes)), semantic=False)
-        return reconstruction.clamp(-1, 1)
+        return self.pixel_decoder(self.pixel_codes(codes)).float().clamp(-1, 1)
 
     @torch.no_grad()
     def reconstruct(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
         """`decode(encode(images))`. Without gradients."""
         return self.decode(self.encode(images))
+
+    @torch.no_grad()
+    def pixel_codes(self, codes: Int[Tensor, "B L"]) -> Float[Tensor, "B C h w"]:
+        """What the pixel decoder reads of codes: all scales summed on the full grid, fp32. Without gradients."""
+        if self.pixel_decoder is None:
+            raise ValueError("this tokenizer has no pixel decoder. Use `features`, or a preset with pixel_decoder set.")
+        return self._read(self.quantizer.decode_indices(self._check_codes(codes)), self.config.pixel_decoder.reads)
 
     @torch.no_grad()
     def decode_semantic(self, codes: Int[Tensor, "B L"]) -> Float[Tensor, "B N T"]:
@@ -178,9 +232,9 @@ class TokenFlowTokenizer(nn.Module):
         features = torch.cat([encoder(images).float() for encoder in self.encoders.values()], dim=1)
         return self.quantizer(features, dropped_scale=dropped_scale)
 
-    def _decode(self, quantized: Tensor, *, semantic: bool = True) -> tuple[Tensor | None, Tensor | None]:
+    def _decode(self, quantized: Tensor) -> tuple[Tensor | None, Tensor | None]:
         reconstruction = tokens = None
-        if self.semantic_decoder is not None and semantic:
+        if self.semantic_decoder is not None:
             tokens = self.semantic_decoder(self._read(quantized, self.config.semantic_decoder.reads)).float()
         if self.pixel_decoder is not None:
             reconstruction = self.pixel_decoder(self._read(quantized, self.config.pixel_decoder.reads)).float()

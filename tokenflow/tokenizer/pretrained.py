@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import os
 import pickle
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokenflow.nn.vision_transformer import VisionTransformerConfig
+from tokenflow.tokenizer.card import model_card
 from tokenflow.tokenizer.config import EncoderKind, TokenizerConfig, from_dict, to_dict
+from tokenflow.tokenizer.folder import (
+    CONFIG_FILE,
+    MAX_SHARD_SIZE,
+    find_folder,
+    push_folder,
+    read_description,
+    read_weights,
+    save_folder,
+    unchanged,
+)
 from tokenflow.tokenizer.state_dict import Entry, rename_to_ours, tower_table
 
 if TYPE_CHECKING:
     from tokenflow.tokenizer.model import TokenFlowTokenizer
     from tokenflow.tokenizer.teachers import Teacher
-
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
-CARD_FILE = "README.md"
 
 
 def pretrained_weights(config: TokenizerConfig) -> dict[str, Tensor]:
@@ -173,40 +179,44 @@ def _tower_part(kind: EncoderKind, state: Mapping[str, Tensor]) -> dict[str, Ten
     return dict(state)
 
 
-def save_tokenizer(model: TokenFlowTokenizer, directory: str | Path) -> Path:
-    """Write model.safetensors, config.json and README.md (a model card); returns the folder."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    state = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
+def save_tokenizer(
+    model: TokenFlowTokenizer,
+    directory: str | Path,
+    *,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+    metrics: Mapping[str, float] | None = None,
+) -> Path:
+    """Write weights, config.json and README.md (a model card); returns the folder."""
     description: dict[str, Any] = {"library": "tokenflow", "tokenizer": to_dict(model.config)}
     if model.teacher is not None:
         description["teacher"] = to_dict(model.teacher)
-    # Each under another name first: a killed process leaves no half-written model.
-    partial = {name: directory / f".{name}.partial" for name in (WEIGHTS_FILE, CARD_FILE, CONFIG_FILE)}
-    save_file(state, partial[WEIGHTS_FILE], metadata={"format": "pt"})
-    partial[CONFIG_FILE].write_text(json.dumps(description, indent=2) + "\n")
-    partial[CARD_FILE].write_text(_card(model))
-    for name, path in partial.items():
-        os.replace(path, directory / name)
-    return directory
+    return save_folder(
+        directory,
+        state=model.state_dict(),
+        description=description,
+        card=model_card(model, metrics=metrics),
+        max_shard_size=max_shard_size,
+    )
 
 
-def load_tokenizer(cls: type[TokenFlowTokenizer], source: str | Path) -> TokenFlowTokenizer:
+def load_tokenizer(
+    cls: type[TokenFlowTokenizer],
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    device: str | torch.device = "cpu",
+) -> TokenFlowTokenizer:
     """A tokenizer in eval mode from a folder or a hub repository; strict about names and shapes."""
-    directory = Path(source)
-    if not directory.is_dir():
-        directory = _download(str(source))
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (directory / name).is_file():
-            raise FileNotFoundError(
-                f"{directory} is not a tokenizer folder: {name} is missing. Expected what `save_pretrained` writes."
-            )
-    description = json.loads((directory / CONFIG_FILE).read_text())
-    if "tokenizer" not in description:
-        raise ValueError(f"{directory / CONFIG_FILE} has no key 'tokenizer'. Expected what `save_pretrained` writes.")
+    directory = find_folder(source, revision=revision, token=token)
+    with unchanged(directory):
+        description = read_description(directory, key="tokenizer")
+        config = from_dict(TokenizerConfig, description["tokenizer"])
+        state = read_weights(directory, device=device)
     with torch.device("meta"):
-        model = cls(from_dict(TokenizerConfig, description["tokenizer"]))
-    model.load_state_dict(load_file(directory / WEIGHTS_FILE), strict=True, assign=True)
+        model = cls(config)
+    _check_state(model, state, directory=directory)
+    model.load_state_dict(state, strict=True, assign=True)
     if "teacher" in description:
         from tokenflow.tokenizer.teachers import TeacherConfig
 
@@ -214,28 +224,32 @@ def load_tokenizer(cls: type[TokenFlowTokenizer], source: str | Path) -> TokenFl
     return model.eval()
 
 
-def _download(source: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def _check_state(model: nn.Module, state: Mapping[str, Tensor], *, directory: Path) -> None:
+    """ValueError where names or shapes differ: torch's own message is a page long and no ValueError."""
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    missing, unexpected = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
+    if missing or unexpected:
+        raise ValueError(
+            f"the weights in {directory} do not fit its {CONFIG_FILE}: {len(missing)} tensors missing {missing[:5]}, "
+            f"{len(unexpected)} unexpected {unexpected[:5]}. Take both from the same save."
+        )
+    for name, shape in wanted.items():
+        if tuple(state[name].shape) != shape:
+            raise ValueError(
+                f"{name} has shape {tuple(state[name].shape)} in the weights of {directory}; its {CONFIG_FILE} says "
+                f"{shape}. Take both from the same save."
+            )
 
-    try:
-        return Path(snapshot_download(source, allow_patterns=[WEIGHTS_FILE, CONFIG_FILE]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise OSError(
-            f"{source!r} is neither a folder nor a hub repository that can be reached ({error}). Pass the folder that "
-            "`save_pretrained` wrote."
-        ) from error
 
-
-def _card(model: TokenFlowTokenizer) -> str:
-    config = model.config
-    count = sum(parameter.numel() for parameter in model.parameters())
-    return (
-        "---\nlibrary_name: tokenflow\ntags:\n- image-tokenizer\n---\n\n# TokenFlow tokenizer\n\n"
-        f"{config.image_size} px images to {config.num_tokens} codes (scales {', '.join(map(str, config.scales))}) "
-        f"from {config.codebook_size} entries; branches {', '.join(branch.name for branch in config.branches)}; "
-        f"{count:,} parameters.\n\n```python\nfrom tokenflow import TokenFlowTokenizer\n\n"
-        'tokenizer = TokenFlowTokenizer.from_pretrained("this folder")\n'
-        "codes = tokenizer.encode(images)  # float32 [B, 3, S, S] in [-1, 1] to int64 [B, L]\n"
-        "images = tokenizer.decode(codes)\n```\n"
-    )
+def push_tokenizer(
+    model: TokenFlowTokenizer,
+    repo_id: str,
+    *,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+    metrics: Mapping[str, float] | None = None,
+    **options: Any,
+) -> str:
+    """Write the folder to a temporary place and upload it; `options` are those of `push_folder`."""
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = save_tokenizer(model, temporary, max_shard_size=max_shard_size, metrics=metrics)
+        return push_folder(directory, repo_id, **options)

@@ -1,0 +1,277 @@
+"""Model folders as Hugging Face lays them out: safetensors (one file, or shards and an index), config.json, README.md.
+
+A folder is seen whole or not at all. New files are written under hidden names; then `config.json` is taken away, the
+others are moved into place, what an earlier save left is removed, and `config.json` comes back last. A reader opens
+the weights between two looks at it, so it never mixes two saves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
+MAX_SHARD_SIZE = "5GB"
+WEIGHT_PATTERNS = (WEIGHTS_FILE, "model-*-of-*.safetensors", INDEX_FILE)
+
+
+def save_folder(
+    directory: str | Path,
+    *,
+    state: Mapping[str, Tensor],
+    description: Mapping[str, Any],
+    card: str,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+) -> Path:
+    """Write weights, config.json and a model card; returns the folder.
+
+    Args:
+        directory: Made if need be; a model that it holds already is replaced.
+        state: Tensors on any device; they are copied to the CPU one shard at a time.
+        description: What config.json holds.
+        card: What README.md holds.
+        max_shard_size: Bytes, or text such as "5GB"; larger models are written in several files and an index.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    config = json.dumps(description, indent=2) + "\n"
+    with _hidden(directory) as hidden:
+        written = _write_weights(directory, state, max_shard_size=max_shard_size)
+        _write(hidden(CARD_FILE), card)
+        _write(hidden(CONFIG_FILE), config)
+        stale = {path.name for pattern in WEIGHT_PATTERNS for path in directory.glob(pattern)} - set(written)
+        target = directory / CONFIG_FILE
+        # One file that takes the place of one file under the same configuration: a rename is atomic as it is.
+        alone = written == [WEIGHTS_FILE] and not stale and target.is_file() and target.read_text() == config
+        if not alone:
+            target.unlink(missing_ok=True)
+        for name in (*written, CARD_FILE):
+            os.replace(hidden(name), directory / name)
+        for name in stale:
+            (directory / name).unlink()
+        if not alone:
+            os.replace(hidden(CONFIG_FILE), target)
+    return directory
+
+
+def _write_weights(directory: Path, state: Mapping[str, Tensor], *, max_shard_size: int | str) -> list[str]:
+    """The shards and their index under hidden names; returns their names without the hiding, the index last."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    split = split_torch_state_dict_into_shards(dict(state), max_shard_size=max_shard_size)
+    for name, keys in split.filename_to_tensors.items():
+        path = _hidden_path(directory, name)
+        path.touch()
+        mode = path.stat().st_mode
+        shard = {key: state[key].detach().contiguous().cpu() for key in keys}
+        save_file(shard, path, metadata={"format": "pt"})
+        # safetensors 0.8 makes files that nobody else may read.
+        path.chmod(mode)
+        _sync(path)
+    names = list(split.filename_to_tensors)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        _write(_hidden_path(directory, INDEX_FILE), json.dumps(index, indent=2) + "\n")
+        names.append(INDEX_FILE)
+    return names
+
+
+@contextlib.contextmanager
+def _hidden(directory: Path) -> Iterator[Any]:
+    """Gives the hidden path of a name; what is still hidden at the end, or was left by a killed save, is removed."""
+    try:
+        yield lambda name: _hidden_path(directory, name)
+    finally:
+        for path in directory.glob(".*.partial"):
+            path.unlink(missing_ok=True)
+
+
+def _hidden_path(directory: Path, name: str) -> Path:
+    return directory / f".{name}.partial"
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """A rename must not reach the disk before the bytes it makes visible."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def unchanged(directory: Path) -> Iterator[None]:
+    """OSError where the folder's model was replaced meanwhile."""
+    before, cause = _stamp(directory), None
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        cause = error
+    if _stamp(directory) != before:
+        raise OSError(f"{directory} was written anew while it was read. Load it again.") from cause
+    if cause is not None:
+        raise cause
+
+
+def _stamp(directory: Path) -> tuple[int, int] | None:
+    try:
+        status = (directory / CONFIG_FILE).stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def read_description(directory: Path, *, key: str) -> dict[str, Any]:
+    """What config.json holds; it must have `key`.
+
+    Raises:
+        FileNotFoundError: There is no config.json.
+        ValueError: It is no JSON, or describes something else.
+    """
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{directory} is not a {key} folder: {CONFIG_FILE} is missing (a save that was interrupted leaves it out). "
+            f"Expected what `save_pretrained` writes; it holds {_listing(directory)}."
+        )
+    try:
+        description = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}). Expected what `save_pretrained` writes.") from error
+    if not isinstance(description, dict) or key not in description:
+        found = sorted(description)[:6] if isinstance(description, dict) else type(description).__name__
+        raise ValueError(f"{path} has no key {key!r}, but {found}. Expected what `save_pretrained` of a {key} writes.")
+    return description
+
+
+def read_weights(directory: Path, *, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """Tensors of the one file, or of every shard that the index names.
+
+    On the CPU they are memory maps of the files, private to this process: they cost no memory beyond the page cache
+    until they are written to, and writing does not reach the files.
+
+    Raises:
+        FileNotFoundError: Weights, or one of the shards, are missing.
+        ValueError: A file is damaged, or index and shards name different tensors.
+    """
+    if (directory / WEIGHTS_FILE).is_file():
+        return _load(directory / WEIGHTS_FILE, device=device)
+    if not (directory / INDEX_FILE).is_file():
+        raise FileNotFoundError(
+            f"{directory} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}. Expected what `save_pretrained` writes; it "
+            f"holds {_listing(directory)}."
+        )
+    names = _read_index(directory / INDEX_FILE)
+    state: dict[str, Tensor] = {}
+    for file in sorted(set(names.values())):
+        if not (directory / file).is_file():
+            raise FileNotFoundError(f"{directory / file} is missing; {INDEX_FILE} names it. Copy or download it again.")
+        shard = _load(directory / file, device=device)
+        wanted = {name for name, place in names.items() if place == file}
+        if wanted != set(shard):
+            raise ValueError(
+                f"{directory / file} does not hold what {INDEX_FILE} says: missing {sorted(wanted - set(shard))[:5]}, "
+                f"unexpected {sorted(set(shard) - wanted)[:5]}. They are of different saves: copy the folder again."
+            )
+        state |= shard
+    return state
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        names = dict(json.loads(path.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not an index with a 'weight_map' ({error!r}). Copy the folder again.") from error
+    outside = [file for file in names.values() if Path(str(file)).name != file]
+    if outside:
+        raise ValueError(f"{path} names {outside[0]!r}; expected files of its own folder. Do not use this folder.")
+    return names
+
+
+def _load(path: Path, *, device: str | torch.device) -> dict[str, Tensor]:
+    try:
+        return load_file(path, device=str(device))
+    except SafetensorError as error:
+        size = path.stat().st_size
+        pointer = " It is a Git LFS pointer: run `git lfs pull`." if _is_pointer(path) else ""
+        raise ValueError(
+            f"{path} ({size:,} bytes) is damaged or not safetensors ({error}).{pointer} Copy or download it again."
+        ) from error
+
+
+def _is_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(20) == b"version https://git-"
+
+
+def _listing(directory: Path) -> str:
+    return ", ".join(sorted(path.name for path in directory.iterdir())[:6]) or "nothing"
+
+
+def find_folder(source: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Path:
+    """A local folder as it is, else the hub repository of that name in the local cache, downloaded if need be.
+
+    Raises:
+        OSError: Neither a folder nor a hub repository that can be reached.
+        ValueError: `revision` for a local folder.
+    """
+    directory = Path(source)
+    if directory.is_dir():
+        if revision is not None:
+            raise ValueError(f"{source} is a local folder and has no revision {revision!r}. Leave `revision` out.")
+        return directory
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = [CONFIG_FILE, *WEIGHT_PATTERNS]
+    try:
+        return Path(snapshot_download(str(source), revision=revision, token=token, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise OSError(
+            f"{str(source)!r}{at} is neither a folder nor a hub repository that can be reached ({error}). Pass the "
+            "folder that `save_pretrained` wrote."
+        ) from error
+
+
+def push_folder(
+    directory: Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    commit_message: str = "Upload model",
+    revision: str | None = None,
+) -> str:
+    """Upload a folder as one commit to a model repository, which is made if need be; returns the commit's address.
+
+    Weights of an earlier upload that the folder lacks are deleted in the same commit.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    commit = api.upload_folder(
+        repo_id=repo_id,
+        folder_path=directory,
+        revision=revision,
+        commit_message=commit_message,
+        delete_patterns=list(WEIGHT_PATTERNS),
+    )
+    return str(commit.commit_url)
