@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
+    from tokenflow.generation.text_to_image import TextToImage
     from tokenflow.tokenizer.model import TokenFlowTokenizer
 
 __version__ = "0.1.0"
-__all__ = ["TokenFlowTokenizer", "__version__"]
+__all__ = ["TextToImage", "TokenFlowTokenizer", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from tokenflow.tokenizer.model import TokenFlowTokenizer
 
         return TokenFlowTokenizer
+    if name == "TextToImage":
+        from tokenflow.generation.text_to_image import TextToImage
+
+        return TextToImage
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

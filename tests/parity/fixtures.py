@@ -43,6 +43,13 @@ _TOKENIZER_DECODE = {
     "sel": _ALL,
     "image": np.s_[:1, :, ::8, ::8],
 }
+_GENERATED = dict.fromkeys(
+    (
+        *("prefix_cond", "prefix_len", "prefix_uncond", "codes"),
+        *("all_call_codes", "all_call_gap", "call_lengths"),
+    ),
+    _ALL,
+)
 
 SLICES: dict[str, dict[str, object]] = {
     "vq_train": {
@@ -72,7 +79,21 @@ SLICES: dict[str, dict[str, object]] = {
         ),
         "grad_x_train": _COARSE,
     },
-    "t2i_tower_features": {"codes": _ALL, "features": np.s_[:, ::8]},
+    "t2i_tower_features": {
+        "codes": _ALL,
+        "features": np.s_[:, ::8],
+        **dict.fromkeys(("features_pred2_rows", "rows"), _ALL),
+    },
+    "t2i_forward": dict.fromkeys(
+        (
+            *("input_ids", "codes", "image_start", "inputs_embeds_rows", "inputs_embeds_row_offsets"),
+            *("logits_last8_img64", "logits_first_of_scale_img64", "logits_tail", "argmax_img", "argmax_gap"),
+            *("argmax_full", "loss_vision"),
+        ),
+        _ALL,
+    ),
+    **{f"t2i_generate_{name}": _GENERATED for name in ("padded_top1", "padded_top3", "ragged_top2")},
+    "t2i_generate_padded_top2": {**_GENERATED, "image_u8": np.s_[:, ::8, ::8]},
     "gan_losses": dict.fromkeys(("logits_real", "logits_fake", "hinge_d", "vanilla_d", "hinge_gen"), _ALL),
     "lpips": {**dict.fromkeys(("image_a", "image_b", "value", "relu1_2", "relu5_3"), _ALL), "grad_b": _COARSE},
     "clip_teacher_target": {"target_tokens": _ALL, "sel": _ALL},
