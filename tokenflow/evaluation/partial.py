@@ -86,8 +86,6 @@ class PartialFile:
     """One rank's file in `partial/`: read once at the start, written every so many seconds."""
 
     def __init__(self, folder: Path, *, rank: int, every_seconds: float) -> None:
-        if not every_seconds >= 0:
-            raise ValueError(f"save_every_seconds is {every_seconds}, expected 0 (after every batch) or more")
         self.path = folder / "partial" / f"rank_{rank:05d}.pt"
         self.every_seconds = every_seconds
         self._last = time.monotonic()

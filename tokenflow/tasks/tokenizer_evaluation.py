@@ -44,6 +44,15 @@ class EvaluationData:
     max_bad_fraction: float = 0.01
     """Share of unusable pictures above which it ends; fewer (or 10) are left out, and the result says so."""
 
+    def __post_init__(self) -> None:
+        if self.count is not None and self.count < 1:
+            raise ValueError(f"data.count {self.count}; expected at least 1, or null for all")
+        for name, least in (("batch_size", 1), ("num_workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"data.{name} {getattr(self, name)}; expected at least {least}")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"data.max_bad_fraction {self.max_bad_fraction} is a share; expected 0 to 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRecipe:
@@ -73,6 +82,12 @@ class EvaluationRecipe:
     """Pictures in the grid."""
     save_every_seconds: float = 60.0
     """How often a rank saves its sums, so that a killed evaluation continues; 0 is after every batch."""
+
+    def __post_init__(self) -> None:
+        if self.pictures < 1:
+            raise ValueError(f"pictures {self.pictures}; expected at least 1 for the grid")
+        if not self.save_every_seconds >= 0:
+            raise ValueError(f"save_every_seconds is {self.save_every_seconds}; expected 0 (every batch) or more")
 
 
 def evaluate(recipe: EvaluationRecipe) -> EvaluationResult:
