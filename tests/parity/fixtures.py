@@ -11,6 +11,7 @@ folder `TOKENFLOW_PARITY_DIR` with `TOKENFLOW_PARITY_OFFSET`.
 `python -m tests.parity.fixtures` cuts the slices again from the whole set.
 """
 
+import gzip
 import json
 import math
 import os
@@ -26,6 +27,15 @@ from torch import Tensor
 
 SLICES_FOLDER = Path(__file__).parent / "data"
 SHARED_FOLDER = Path(__file__).parents[3] / "shared" / "parity"
+KEYS_FILE = SLICES_FOLDER / "keys_tokenizer.json.gz"
+
+TOKENIZERS = {
+    "clipb_224": "tokenflow-b",
+    "clipb_224_enh_interp": "tokenflow-b-256-enhanced",
+    "vitamin_xlarge_256": "tokenflow-l",
+    "siglip_384": "tokenflow-xl",
+}
+"""The authors' four released architectures and our presets of them."""
 
 _ALL = np.s_[...]
 _FIRST = np.s_[:1]
@@ -209,6 +219,17 @@ def shared_json(name: str) -> dict | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
+def key_manifest(name: str) -> dict[str, list]:
+    """Keys of an authors' tokenizer in their order, each with shape and type; `name` is one of `TOKENIZERS`."""
+    whole = shared_json(f"keys_tokenizer_{name}.json")
+    return json.loads(gzip.decompress(KEYS_FILE.read_bytes()))[name] if whole is None else whole
+
+
+def _cut_keys() -> None:
+    keys = {name: shared_json(f"keys_tokenizer_{name}.json") for name in TOKENIZERS}
+    KEYS_FILE.write_bytes(gzip.compress(json.dumps(keys, separators=(",", ":")).encode(), 9, mtime=0))
+
+
 def _cut_slices() -> None:
     SLICES_FOLDER.mkdir(exist_ok=True)
     for name, slices in SLICES.items():
@@ -219,3 +240,4 @@ def _cut_slices() -> None:
 
 if __name__ == "__main__":
     _cut_slices()
+    _cut_keys()

@@ -2,34 +2,40 @@
 
 import argparse
 import dataclasses
-import json
-from pathlib import Path
+import os
+import pickle
 
 import pytest
 import torch
 
+from tests.parity.fixtures import TOKENIZERS, key_manifest
 from tokenflow import TokenFlowTokenizer
 from tokenflow.cli import main
-from tokenflow.tokenizer.authors import import_tokenizer, likely_preset, read_authors_file, write_authors_file
+from tokenflow.tokenizer.authors import (
+    AUTHORS_PRESETS,
+    authors_config,
+    dropped_keys,
+    import_tokenizer,
+    likely_preset,
+    read_authors_file,
+    write_authors_file,
+)
 from tokenflow.tokenizer.presets import preset
-from tokenflow.tokenizer.state_dict import to_authors
-
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "parity"
-MANIFESTS = sorted(SHARED.glob("keys_tokenizer_*.json"))
-EXPECTED = {
-    "keys_tokenizer_clipb_224": "tokenflow-b",
-    "keys_tokenizer_clipb_224_enh_interp": "tokenflow-b-256-enhanced",
-    "keys_tokenizer_vitamin_xlarge_256": "tokenflow-l",
-    "keys_tokenizer_siglip_384": "tokenflow-xl",
-}
+from tokenflow.tokenizer.state_dict import authors_constants, to_authors
 
 
-def small_config():
-    """TokenFlow-B with every size shrunk and every module kept."""
-    config = preset("tokenflow-b", codebook_size=64)
+def small_config(name="tokenflow-b"):
+    """A released architecture with every size shrunk and every module kept."""
+    config = preset(name, codebook_size=64)
     semantic, pixel = config.branches
-    vision = dataclasses.replace(semantic.encoder.vision, width=24, depth=2, heads=2, mlp_width=48)
+    stem = semantic.encoder.vision.stem
+    stem = stem and dataclasses.replace(stem, channels=(8, 16, 24))
+    vision = dataclasses.replace(semantic.encoder.vision, width=24, depth=2, heads=2, mlp_width=48, stem=stem)
     convolutional = dataclasses.replace(pixel.encoder.convolutional, channels=32, latent_channels=16)
+    decoder_channels = config.pixel_decoder.convolutional.channels // 4
+    decoder_convolutional = dataclasses.replace(
+        config.pixel_decoder.convolutional, channels=decoder_channels, latent_channels=16
+    )
     decoder = dataclasses.replace(config.semantic_decoder.vision, width=24, depth=1, heads=2, mlp_width=48)
     return dataclasses.replace(
         config,
@@ -38,7 +44,7 @@ def small_config():
             dataclasses.replace(pixel, encoder=dataclasses.replace(pixel.encoder, convolutional=convolutional)),
         ),
         semantic_decoder=dataclasses.replace(config.semantic_decoder, vision=decoder, out_width=20),
-        pixel_decoder=dataclasses.replace(config.pixel_decoder, convolutional=convolutional),
+        pixel_decoder=dataclasses.replace(config.pixel_decoder, convolutional=decoder_convolutional),
     )
 
 
@@ -50,6 +56,33 @@ def tokenizer():
 @pytest.fixture
 def theirs(tokenizer):
     return {name: value.contiguous() for name, value in to_authors(tokenizer.config, tokenizer.state_dict()).items()}
+
+
+def equal(one, other):
+    one, other = one.state_dict(), other.state_dict()
+    return set(one) == set(other) and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("name", AUTHORS_PRESETS)
+def test_import_after_export_gives_the_same_tokenizer_of_every_architecture(tmp_path, name):
+    tokenizer = TokenFlowTokenizer(small_config(name)).eval()
+    write_authors_file(tokenizer, tmp_path / "file.pt")
+    state = read_authors_file(tmp_path / "file.pt")
+    again = import_tokenizer(state, config=tokenizer.config)
+    assert equal(again, tokenizer)
+    assert set(dropped_keys(state, tokenizer.config)) == set(authors_constants(tokenizer.config))
+    write_authors_file(again, tmp_path / "again.pt")
+    back = read_authors_file(tmp_path / "again.pt")
+    assert list(back) == list(state) and all(torch.equal(value, back[key]) for key, value in state.items())
+
+
+@pytest.mark.parametrize(("name", "expected"), TOKENIZERS.items())
+def test_the_export_has_the_keys_shapes_types_and_order_of_the_authors_checkpoint(name, expected):
+    with torch.device("meta"):
+        tokenizer = TokenFlowTokenizer(preset(expected))
+    exported = to_authors(tokenizer.config, tokenizer.state_dict())
+    listed = [(key, list(value.shape), str(value.dtype)) for key, value in exported.items()]
+    assert listed == [(key, shape, f"torch.{dtype}") for key, (shape, dtype) in key_manifest(name).items()]
 
 
 @pytest.mark.parametrize("key", ["ema", "model", "state_dict"])
@@ -74,14 +107,76 @@ def test_what_is_written_back_holds_the_authors_keys_shapes_and_values(tokenizer
     assert all(torch.equal(written[name], value) for name, value in theirs.items())
 
 
+def test_the_average_comes_before_the_model_and_the_model_before_the_state_dict(theirs, tmp_path):
+    zeros = {name: torch.zeros_like(value) for name, value in theirs.items()}
+    torch.save({"state_dict": zeros, "model": theirs}, tmp_path / "file.pt")
+    state = read_authors_file(tmp_path / "file.pt")
+    assert all(torch.equal(state[name], value) for name, value in theirs.items())
+
+
+def test_files_of_parallel_training_and_of_old_torch_are_read(tokenizer, theirs, tmp_path):
+    wrapped = {f"module.{name}": value for name, value in theirs.items()}
+    torch.save({"model": wrapped}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert equal(import_tokenizer(read_authors_file(tmp_path / "old.pt"), config=tokenizer.config), tokenizer)
+
+
+def test_half_precision_weights_become_fp32(tokenizer, theirs):
+    halves = {name: value.half() for name, value in theirs.items()}
+    loaded = import_tokenizer(halves, config=tokenizer.config)
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
+
+
 class Stranger:
-    """Stands for anything that a file could ask to be unpickled."""
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
 
 
-def test_a_file_that_needs_more_than_tensors_is_refused(tmp_path):
-    torch.save({"model": {}, "args": Stranger()}, tmp_path / "file.pt")
-    with pytest.raises(ValueError, match="Nothing else is ever unpickled"):
-        read_authors_file(tmp_path / "file.pt")
+@pytest.mark.parametrize("kind", ["archive", "old", "pickle"])
+def test_a_file_that_would_run_code_is_refused_and_runs_none(theirs, tmp_path, kind):
+    trap, file = tmp_path / "trap", tmp_path / "file.pt"
+    content = {"model": theirs, "args": Stranger(trap)}
+    if kind == "pickle":
+        file.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, file, _use_new_zipfile_serialization=kind == "archive")
+    message = "nothing but tensors.* is ever unpickled" if kind != "pickle" else "ever unpickled|not a file of torch"
+    with pytest.raises(ValueError, match=message):
+        read_authors_file(file)
+    assert not trap.exists()
+    if kind == "archive":
+        torch.load(file, weights_only=False)
+        assert trap.exists()  # the trap does work
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.3, 0.99])
+def test_a_truncated_file_is_named_in_one_line(theirs, tmp_path, capsys, share):
+    torch.save({"model": theirs}, tmp_path / "file.pt")
+    content = (tmp_path / "file.pt").read_bytes()
+    (tmp_path / "file.pt").write_bytes(content[: int(share * len(content))])
+    assert main(["import-checkpoint", str(tmp_path / "file.pt"), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "file.pt is " in error and error.count("\n") == 1 and len(error) < 300
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", [b"hello", b"PKnothing", bytes(1000), b'{"model": 3}', b"\x80\x02K\x01."])
+def test_a_wrong_file_is_named_in_one_line(tmp_path, capsys, content):
+    (tmp_path / "file.pt").write_bytes(content)
+    assert main(["import-checkpoint", str(tmp_path / "file.pt"), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "file.pt" in error and error.count("\n") == 1 and len(error) < 400
+
+
+def test_a_folder_and_a_missing_file_are_named(tmp_path, capsys):
+    assert main(["import-checkpoint", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "is a folder; expected a .pt file" in capsys.readouterr().err
+    assert main(["import-checkpoint", str(tmp_path / "none.pt"), "--out", str(tmp_path / "out")]) == 2
+    assert "none.pt" in capsys.readouterr().err
 
 
 def test_a_missing_and_a_left_over_key_are_named(tokenizer, theirs):
@@ -95,6 +190,22 @@ def test_another_shape_names_the_tensor_both_shapes_and_the_likely_preset(tokeni
     message = r"quant_conv\.weight: the file has \(9, 16, 1, 1\), the tokenizer \(8, 16, 1, 1\).*tokenflow-b"
     with pytest.raises(ValueError, match=message):
         import_tokenizer(theirs, config=tokenizer.config)
+
+
+def test_parts_of_a_fused_weight_are_checked_one_by_one():
+    config = small_config("tokenflow-xl")
+    theirs = to_authors(config, TokenFlowTokenizer(config).state_dict())
+    name = "encoder_vqkd.vision_model.encoder.layers.1.self_attn.v_proj.weight"
+    message = r"layers\.1\.self_attn\.v_proj\.weight: the file has \(5, 7\), the tokenizer \(24, 24\).*tokenflow-xl"
+    with pytest.raises(ValueError, match=message):
+        import_tokenizer({**theirs, name: torch.zeros(5, 7)}, config=config)
+
+
+def test_a_checkpoint_without_its_codebook_is_named(tokenizer, theirs):
+    del theirs["quantize.embedding_vqkd.weight"]
+    with pytest.raises(ValueError, match=r"1 keys missing \['quantize\.embedding_vqkd\.weight'\]"):
+        import_tokenizer(theirs, config=tokenizer.config)
+    assert authors_config(theirs) == preset("tokenflow-b")
 
 
 def test_a_file_without_a_tokenizer_is_named(tmp_path):
@@ -116,11 +227,35 @@ def test_a_folder_becomes_the_authors_file_on_the_command_line(tokenizer, theirs
     assert set(torch.load(tmp_path / "file.pt", weights_only=True)["model"]) == set(theirs)
 
 
-@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.stem)
-def test_released_files_are_recognised_by_their_shapes(manifest):
-    shapes = json.loads(manifest.read_text())
-    state = {name: torch.empty(shape, device="meta") for name, (shape, _) in shapes.items()}
-    assert likely_preset(state) == EXPECTED[manifest.stem]
+@pytest.mark.parametrize(("name", "expected"), TOKENIZERS.items())
+def test_released_files_are_recognised_by_their_shapes(name, expected):
+    state = {key: torch.empty(shape, device="meta") for key, (shape, _) in key_manifest(name).items()}
+    assert likely_preset(state) == expected
+    assert authors_config(state) == preset(expected)
+
+
+def test_a_whole_file_has_the_manifest_and_is_imported_at_224_and_at_interpolated_256_pixels(tmp_path, capsys):
+    with torch.device("meta"):
+        tokenizer = TokenFlowTokenizer(preset("tokenflow-b")).bfloat16()
+    tokenizer = tokenizer.to_empty(device="cpu")
+    for value in tokenizer.state_dict().values():
+        value.fill_(0.5)
+    file = tmp_path / "file.pt"
+    write_authors_file(tokenizer, file)
+    content = torch.load(file, weights_only=True, mmap=True)["model"]
+    listed = {key: [list(value.shape), str(value.dtype).removeprefix("torch.")] for key, value in content.items()}
+    assert list(listed.items()) == list(key_manifest("clipb_224").items())
+    assert not content["quantize.codebook_used"].any()
+    assert file.stat().st_size < 1.01 * sum(value.nbytes for value in content.values())
+
+    for size, name, options in ((224, "tokenflow-b", []), (256, "tokenflow-b-256", ["--preset", "tokenflow-b-256"])):
+        assert main(["import-checkpoint", str(file), "--out", str(tmp_path / "out"), *options]) == 0
+        said = capsys.readouterr().out
+        assert f"preset {name}" in said and "dropped on purpose: quantize.codebook_used" in said
+        assert f"{size} pixels, {preset(name).num_tokens} codes an image" in said
+        loaded = TokenFlowTokenizer.from_pretrained(tmp_path / "out")
+        assert loaded.config == preset(name)
+        assert all(value.dtype == torch.float32 and (value == 0.5).all() for value in loaded.state_dict().values())
 
 
 def test_weights_of_nothing_known_are_refused():

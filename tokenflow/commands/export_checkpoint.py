@@ -16,6 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Read the folder, write the file."""
     tokenizer = TokenFlowTokenizer.from_pretrained(arguments.tokenizer)
+    count = sum(parameter.numel() for parameter in tokenizer.parameters())
+    print(f"{arguments.tokenizer}: {count:,} parameters; writing {arguments.out}", flush=True)
     write_authors_file(tokenizer, arguments.out)
     print(f"{arguments.out} written; the authors' code loads it with strict=True")
     return 0

@@ -1,11 +1,16 @@
 """`tokenflow import-checkpoint`: the authors' tokenizer files as folders of ours."""
 
 import argparse
-import dataclasses
 from pathlib import Path
 
-from tokenflow.tokenizer.authors import AUTHORS_PRESETS, dropped_keys, import_tokenizer, read_authors_file
-from tokenflow.tokenizer.presets import preset
+from tokenflow.tokenizer.authors import (
+    AUTHORS_PRESETS,
+    authors_config,
+    dropped_keys,
+    import_tokenizer,
+    likely_preset,
+    read_authors_file,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,11 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Read, check every key and shape, write the folder."""
     state = read_authors_file(arguments.file)
-    config = None
-    if arguments.preset is not None:
-        codebook_size = state["quantize.embedding_vqkd.weight"].shape[0]
-        config = dataclasses.replace(preset(arguments.preset), codebook_size=codebook_size)
-    tokenizer = import_tokenizer(state, config=config)
+    gigabytes = sum(value.nbytes for value in state.values()) / 1e9
+    print(f"{arguments.file}: {len(state)} tensors, {gigabytes:.2f} GB", flush=True)
+    name = arguments.preset or likely_preset(state)
+    print(f"preset {name} ({'given' if arguments.preset else 'recognised by its shapes'}); converting", flush=True)
+    tokenizer = import_tokenizer(state, config=authors_config(state, name=name))
+    print(f"every key and shape fits; writing {arguments.out}", flush=True)
     tokenizer.save_pretrained(arguments.out)
     dropped = dropped_keys(state, tokenizer.config)
     print(f"{len(state) - len(dropped)} tensors taken over; dropped on purpose: {', '.join(dropped) or 'none'}")

@@ -10,6 +10,8 @@ import argparse
 import dataclasses
 import os
 import pickle
+import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,38 +21,60 @@ from torch import Tensor
 from tokenflow.tokenizer.config import TokenizerConfig
 from tokenflow.tokenizer.model import TokenFlowTokenizer
 from tokenflow.tokenizer.presets import preset
-from tokenflow.tokenizer.state_dict import authors_constants, authors_table, from_authors, to_authors
+from tokenflow.tokenizer.state_dict import authors_constants, from_authors, to_authors
 
 WEIGHT_KEYS = ("ema", "model", "state_dict")
 AUTHORS_PRESETS = ("tokenflow-b", "tokenflow-b-256", "tokenflow-b-256-enhanced", "tokenflow-l", "tokenflow-xl")
 
 
 def read_authors_file(path: str | Path) -> dict[str, Tensor]:
-    """The weights of one of the authors' files.
+    """The weights of one of the authors' files, mapped into memory rather than read where its format allows it.
 
     Raises:
-        ValueError: The file needs more than tensors, plain values and an argparse Namespace, or holds no weights.
+        OSError: There is no such file.
+        ValueError: It is cut off, needs more than tensors, plain values and an argparse Namespace, or holds no weights.
     """
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(
-            f"{path} cannot be read as tensors, plain values and an argparse Namespace ({error}). Nothing else is ever "
-            "unpickled here: save its state dict alone, where you trust it."
-        ) from error
+    content = _load(Path(path))
     if not isinstance(content, dict):
         raise ValueError(
-            f"{path} holds a {type(content).__name__}; expected a dictionary with {' or '.join(WEIGHT_KEYS)}"
+            f"{path} holds a {type(content).__name__}; expected a dictionary with {' or '.join(WEIGHT_KEYS)}."
         )
     state = next((content[key] for key in WEIGHT_KEYS if isinstance(content.get(key), Mapping)), content)
     tensors = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
     if not any(key.startswith("quantize.") for key in tensors):
         raise ValueError(
             f"{path} holds no quantize.* weights; expected a tokenizer of the authors' under {', '.join(WEIGHT_KEYS)}, "
-            f"got the keys {sorted(map(str, content))[:5]}"
+            f"got the keys {sorted(map(str, content))[:5]}."
         )
     return tensors
+
+
+def _load(path: Path) -> object:
+    """torch.load without unpickling strangers; what goes wrong is said in a line."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; expected a .pt file of the authors' code.")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(2)
+    zipped = zipfile.is_zipfile(path)
+    if size == 0 or (start == b"PK" and not zipped):
+        state = "empty" if size == 0 else "cut off"
+        raise ValueError(f"{path} is {state} ({size:,} bytes). Copy or download it again.")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            # Files of before torch 1.6 are no archives and cannot be mapped.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except (RuntimeError, ValueError, KeyError, AttributeError, IndexError, EOFError, pickle.UnpicklingError) as error:
+        stranger = re.search(r"GLOBAL (\S+)", str(error))
+        if stranger is not None:
+            raise ValueError(
+                f"{path} asks for {stranger[1]}; nothing but tensors, plain values and an argparse Namespace is ever "
+                "unpickled. Save its state dict alone, where you trust it."
+            ) from error
+        raise ValueError(
+            f"{path} ({size:,} bytes) is damaged or not a file of torch.save ({type(error).__name__}). Expected a .pt "
+            "file of the authors' code; copy or download it again."
+        ) from error
 
 
 def likely_preset(state: Mapping[str, Tensor]) -> str:
@@ -76,35 +100,39 @@ def likely_preset(state: Mapping[str, Tensor]) -> str:
     )
 
 
+def authors_config(state: Mapping[str, Tensor], *, name: str | None = None) -> TokenizerConfig:
+    """The preset `name`, or the one recognised by its shapes, with the codebook's size that the weights have."""
+    config = preset(name or likely_preset(state))
+    codebook = state.get("quantize.embedding_vqkd.weight")
+    return config if codebook is None else dataclasses.replace(config, codebook_size=codebook.shape[0])
+
+
 def import_tokenizer(state: Mapping[str, Tensor], *, config: TokenizerConfig | None = None) -> TokenFlowTokenizer:
-    """A tokenizer with the authors' weights; strict about names and shapes.
+    """A tokenizer in eval mode with the authors' weights as fp32; strict about names and shapes.
 
     Args:
         state: What `read_authors_file` returns.
-        config: The tokenizer; recognised by its shapes, the codebook's size included, when None.
+        config: The tokenizer; `authors_config(state)` when None.
 
     Raises:
         ValueError: A tensor is missing, left over or of another shape; it names the tensor, both shapes and the likely
             preset.
     """
     likely = likely_preset(state)
-    if config is None:
-        codebook_size = state["quantize.embedding_vqkd.weight"].shape[0]
-        config = dataclasses.replace(preset(likely), codebook_size=codebook_size)
+    config = authors_config(state) if config is None else config
+    with torch.device("meta"):
+        model = TokenFlowTokenizer(config)
+    for name, wanted in to_authors(config, model.state_dict()).items():
+        if name in state and name not in authors_constants(config) and state[name].shape != wanted.shape:
+            raise ValueError(
+                f"{name}: the file has {tuple(state[name].shape)}, the tokenizer {tuple(wanted.shape)}. The likely "
+                f"preset is {likely}."
+            )
     try:
         weights = from_authors(config, state)
     except ValueError as error:
         raise ValueError(f"{error} The likely preset is {likely}.") from error
-    with torch.device("meta"):
-        model = TokenFlowTokenizer(config)
-    for name, wanted in model.state_dict().items():
-        if weights[name].shape != wanted.shape:
-            theirs = next(entry.theirs for entry in authors_table(config) if entry.ours == name)
-            raise ValueError(
-                f"{' + '.join(theirs)}: the file has {tuple(weights[name].shape)}, the tokenizer "
-                f"{tuple(wanted.shape)}. The likely preset is {likely}."
-            )
-    model.load_state_dict(weights, strict=True, assign=True)
+    model.load_state_dict({name: value.float() for name, value in weights.items()}, strict=True, assign=True)
     return model.eval()
 
 
@@ -114,10 +142,23 @@ def dropped_keys(state: Mapping[str, Tensor], config: TokenizerConfig) -> list[s
 
 
 def write_authors_file(tokenizer: TokenFlowTokenizer, path: str | Path) -> None:
-    """Write a tokenizer so that the authors' loader takes it strictly: `{"model": weights}`, atomically."""
+    """Write a tokenizer so that the authors' loader takes it strictly: `{"model": fp32 weights}`, atomically."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    weights = {name: value.detach().cpu() for name, value in tokenizer.state_dict().items()}
-    theirs = {name: value.contiguous() for name, value in to_authors(tokenizer.config, weights).items()}
-    torch.save({"model": theirs}, partial)
-    os.replace(partial, path)
+    weights = {name: value.detach().cpu().float() for name, value in tokenizer.state_dict().items()}
+    theirs = {name: _alone(value) for name, value in to_authors(tokenizer.config, weights).items()}
+    try:
+        torch.save({"model": theirs}, partial)
+        # A rename must not reach the disk before the bytes it makes visible.
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _alone(value: Tensor) -> Tensor:
+    """The tensor with a storage of its own: torch.save writes whole storages, also for a part of one."""
+    value = value.contiguous()
+    return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()

@@ -1,11 +1,13 @@
 """Names of weights: ours against the authors' checkpoints, open_clip, transformers and timm.
 
-A table is a list of entries, one for each of our tensors; it is strict both ways. The authors' words for the branches
-appear in this file only.
+A table is a list of entries, one for each of our tensors, in the order of the foreign checkpoint; it is strict both
+ways. The authors' words for the branches appear in this file only.
 """
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -91,13 +93,13 @@ def authors_table(config: TokenizerConfig) -> list[Entry]:
 
 def authors_constants(config: TokenizerConfig) -> dict[str, Tensor]:
     """Tensors of the authors' checkpoints that are constants, and nothing of ours."""
-    constants = {"quantize.codebook_used": torch.zeros(USAGE_WINDOW)}
+    constants = {}
     kind = config.branches[0].encoder.kind
     if kind in ("vitamin", "siglip"):
         mean, deviation = (CLIP_MEAN, CLIP_DEVIATION) if kind == "vitamin" else ((0.5,) * 3, (0.5,) * 3)
         constants["scaling_layer.shift"] = torch.tensor(mean).view(1, 3, 1, 1)
         constants["scaling_layer.scale"] = torch.tensor(deviation).view(1, 3, 1, 1)
-    return constants
+    return constants | {"quantize.codebook_used": torch.zeros(USAGE_WINDOW)}
 
 
 def from_authors(config: TokenizerConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -106,8 +108,21 @@ def from_authors(config: TokenizerConfig, state: Mapping[str, Tensor]) -> dict[s
 
 
 def to_authors(config: TokenizerConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of ours under the authors' keys, with their constants; strict."""
-    return rename_to_theirs(authors_table(config), state) | authors_constants(config)
+    """A state dict of ours under the authors' keys and in their order, with their constants; strict."""
+    values = rename_to_theirs(authors_table(config), state) | authors_constants(config)
+    return {name: values[name] for name in _authors_keys(config)}
+
+
+def _authors_keys(config: TokenizerConfig) -> list[str]:
+    """Keys of the authors' checkpoint in its order."""
+    names = [name for entry in authors_table(config) for name in entry.theirs]
+    codebooks = names.index("quantize.embedding_vqkd.weight")
+    names[codebooks:codebooks] = authors_constants(config)
+    ordered: list[str] = []
+    for _, group in itertools.groupby(names, key=lambda name: re.sub(r"\.[qkv]_proj\.\w+$", "", name)):
+        # transformers registers keys, values, queries; a fused entry lists its parts as they are concatenated.
+        ordered += sorted(group, key=lambda name: "kvq".find(name.split(".")[-2][0]) if "_proj." in name else 0)
+    return ordered
 
 
 def tower_table(kind: EncoderKind, config: VisionTransformerConfig) -> list[Entry]:
@@ -127,20 +142,19 @@ def _clip_table(config: VisionTransformerConfig) -> list[Entry]:
         Entry("position_embedding", ("positional_embedding",)),
         Entry("patch_embedding.weight", ("conv1.weight",)),
         *_linear("pre_norm", "ln_pre"),
-        *_linear("final_norm", "ln_post"),
     ]
     for index in range(config.depth):
         ours, theirs = f"blocks.{index}.", f"transformer.resblocks.{index}."
         table += [
-            *_linear(f"{ours}attention_norm", f"{theirs}ln_1"),
             Entry(f"{ours}attention.query_key_value.weight", (f"{theirs}attn.in_proj_weight",)),
             Entry(f"{ours}attention.query_key_value.bias", (f"{theirs}attn.in_proj_bias",)),
             *_linear(f"{ours}attention.output", f"{theirs}attn.out_proj"),
-            *_linear(f"{ours}mlp_norm", f"{theirs}ln_2"),
+            *_linear(f"{ours}attention_norm", f"{theirs}ln_1"),
             *_linear(f"{ours}mlp.expand", f"{theirs}mlp.c_fc"),
             *_linear(f"{ours}mlp.contract", f"{theirs}mlp.c_proj"),
+            *_linear(f"{ours}mlp_norm", f"{theirs}ln_2"),
         ]
-    return table
+    return table + _linear("final_norm", "ln_post")
 
 
 def _vitamin_table(config: VisionTransformerConfig) -> list[Entry]:
@@ -149,12 +163,12 @@ def _vitamin_table(config: VisionTransformerConfig) -> list[Entry]:
         *_linear(f"{stem}stem_in", f"{backbone}stem.conv1"),
         *_linear(f"{stem}stem_norm", f"{backbone}stem.norm1"),
         *_linear(f"{stem}stem_out", f"{backbone}stem.conv2"),
-        *_linear(f"{stem}pool_norm", f"{backbone}pool.norm"),
-        *_linear(f"{stem}pool", f"{backbone}pool.proj"),
     ]
     positions = [(stage, block) for stage, blocks in enumerate(config.stem.blocks) for block in range(blocks)]
     for index, (stage, block) in enumerate(positions):
         ours, theirs = f"{stem}blocks.{index}.", f"{backbone}stages.{stage}.{block}."
+        if stage == 1 and block == 0:
+            table += _linear(f"{ours}shortcut", f"{theirs}shortcut.expand")
         for name, foreign in (
             ("norm", "pre_norm"),
             ("expand", "conv1_1x1"),
@@ -162,8 +176,7 @@ def _vitamin_table(config: VisionTransformerConfig) -> list[Entry]:
             ("contract", "conv3_1x1"),
         ):
             table += _linear(ours + name, theirs + foreign)
-        if stage == 1 and block == 0:
-            table += _linear(f"{ours}shortcut", f"{theirs}shortcut.expand")
+    table += [*_linear(f"{stem}pool", f"{backbone}pool.proj"), *_linear(f"{stem}pool_norm", f"{backbone}pool.norm")]
     for index in range(config.depth):
         ours = theirs = f"blocks.{index}."
         for name, foreign in (
@@ -191,11 +204,11 @@ def _siglip_table(config: VisionTransformerConfig) -> list[Entry]:
             projections = tuple(f"{theirs}self_attn.{name}_proj.{part}" for name in "qkv")
             table.append(Entry(f"{ours}attention.query_key_value.{part}", projections))
         for name, foreign in (
-            ("attention_norm", "layer_norm1"),
             ("attention.output", "self_attn.out_proj"),
-            ("mlp_norm", "layer_norm2"),
+            ("attention_norm", "layer_norm1"),
             ("mlp.expand", "mlp.fc1"),
             ("mlp.contract", "mlp.fc2"),
+            ("mlp_norm", "layer_norm2"),
         ):
             table += _linear(ours + name, theirs + foreign)
     if config.unused_head:
@@ -218,7 +231,6 @@ def semantic_decoder_table(config: VisionTransformerConfig) -> list[Entry]:
         Entry("class_embedding", ("cls_token",), leading=2),
         Entry("position_embedding", ("pos_embed",), leading=1),
         *_linear("patch_embedding", "patch_embed.proj"),
-        *_linear("final_norm", "fc_norm"),
     ]
     for index in range(config.depth):
         prefix = f"blocks.{index}."
@@ -232,12 +244,12 @@ def semantic_decoder_table(config: VisionTransformerConfig) -> list[Entry]:
             *_linear(f"{prefix}mlp.expand", f"{prefix}mlp.fc1"),
             *_linear(f"{prefix}mlp.contract", f"{prefix}mlp.fc2"),
         ]
-    return table
+    return table + _linear("final_norm", "fc_norm")
 
 
 def encoder_table(config: ConvResnetConfig) -> list[Entry]:
     """The convolutional encoder against the authors'."""
-    table = _conv_ends(config)
+    table = _linear("conv_in", "conv_in")
     channels = config.channels
     for level, multiplier in enumerate(config.multipliers):
         lowest = level == len(config.multipliers) - 1
@@ -246,12 +258,12 @@ def encoder_table(config: ConvResnetConfig) -> list[Entry]:
         if not lowest:
             table += _linear(f"levels.{level}.resize.conv", f"conv_blocks.{level}.downsample.conv")
         channels = level_channels
-    return table
+    return [*table, *_middle(config), *_linear("norm_out", "norm_out"), *_linear("conv_out", "conv_out")]
 
 
 def decoder_table(config: ConvResnetConfig) -> list[Entry]:
     """The convolutional decoder against the authors'."""
-    table = _conv_ends(config)
+    table = _linear("conv_in", "conv_in") + _middle(config)
     channels = config.channels * config.multipliers[-1]
     for level, multiplier in enumerate(reversed(config.multipliers)):
         level_channels = config.channels * multiplier
@@ -260,13 +272,11 @@ def decoder_table(config: ConvResnetConfig) -> list[Entry]:
         if level < len(config.multipliers) - 1:
             table += _linear(f"levels.{level}.resize.conv", f"conv_blocks.{level}.upsample.conv")
         channels = level_channels
-    return table
+    return [*table, *_linear("norm_out", "norm_out"), *_linear("conv_out", "conv_out")]
 
 
-def _conv_ends(config: ConvResnetConfig) -> list[Entry]:
-    """First and last convolution, and the middle."""
-    table = [*_linear("conv_in", "conv_in"), *_linear("norm_out", "norm_out"), *_linear("conv_out", "conv_out")]
-    table += _residual("middle.before.", "mid.0.", widens=False)
+def _middle(config: ConvResnetConfig) -> list[Entry]:
+    table = _residual("middle.before.", "mid.0.", widens=False)
     if config.attention:
         table += _attention("middle.attention.", "mid.1.")
     return table + _residual("middle.after.", "mid.2.", widens=False)
@@ -277,8 +287,8 @@ def _level(level: int, in_channels: int, out_channels: int, *, blocks: int, atte
     for block in range(blocks):
         widens = block == 0 and in_channels != out_channels
         table += _residual(f"levels.{level}.blocks.{block}.", f"conv_blocks.{level}.res.{block}.", widens=widens)
-        if attention:
-            table += _attention(f"levels.{level}.attentions.{block}.", f"conv_blocks.{level}.attn.{block}.")
+    for block in range(blocks if attention else 0):
+        table += _attention(f"levels.{level}.attentions.{block}.", f"conv_blocks.{level}.attn.{block}.")
     return table
 
 
