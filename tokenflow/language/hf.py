@@ -115,8 +115,8 @@ def _find(source: str | Path, *, revision: str | None, token: str | bool | None)
             folder = _download(snapshot_download, str(source), revision=revision, token=token)
         except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
             raise ValueError(
-                f"{str(source)!r} is no folder here, and the hub did not give it ({type(error).__name__}). Give the path "
-                "of a folder with config.json and weights, or log in with `hf auth login` for a gated model."
+                f"{str(source)!r} is no folder here, and the hub did not give it ({type(error).__name__}). Give a "
+                "folder with config.json and weights, or log in with `hf auth login` for a gated model."
             ) from error
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json; expected a Hugging Face checkpoint folder.")

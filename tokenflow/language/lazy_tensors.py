@@ -83,7 +83,7 @@ def _read_safetensors(file: Path, name: str) -> Tensor:
 
 
 def _open_bin(file: Path) -> dict[str, Tensor]:
-    # Mapped into memory, so that a tensor is read when it is copied; files of torch < 1.6 are no zips and are read whole.
+    # Mapped, so that a tensor is read when it is copied; files of torch < 1.6 are no zips and are read whole.
     mapped = zipfile.is_zipfile(file)
     content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}

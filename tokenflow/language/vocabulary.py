@@ -65,9 +65,7 @@ def extend_rows(
     """
     new = rows - len(table)
     if new < 0:
-        raise ValueError(
-            f"the table has {len(table)} rows; expected at most {rows}. Is the vocabulary extended already?"
-        )
+        raise ValueError(f"the table has {len(table)} rows; expected at most {rows}. Is it extended already?")
     if initialisation not in get_args(NewRows):
         raise ValueError(f"initialisation is {initialisation!r}; expected one of {', '.join(get_args(NewRows))}.")
     known = table.float()
