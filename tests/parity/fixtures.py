@@ -47,11 +47,18 @@ _TOKENIZER_ENCODE = {
     "sem_z": np.s_[:1, ::4],
     "pix_z": np.s_[:1, :, ::2, ::2],
     "final_quantize": np.s_[:1, :, ::4, ::4],
+    "sem_raw_tokens": np.s_[:1, ::5],
+    "sem_raw_sel": _ALL,
 }
 _TOKENIZER_DECODE = {
     **dict.fromkeys(("codes", "sem_tokens"), _FIRST),
     "sel": _ALL,
     "image": np.s_[:1, :, ::8, ::8],
+}
+_TOKENIZER_DECODE_FEATURES = {
+    "recon": np.s_[:1, :, ::8, ::8],
+    "sem_recon_tokens": np.s_[:1, ::5],
+    "sel": _ALL,
 }
 _GENERATED = dict.fromkeys(
     (
@@ -104,13 +111,23 @@ SLICES: dict[str, dict[str, object]] = {
     ),
     **{f"t2i_generate_{name}": _GENERATED for name in ("padded_top1", "padded_top3", "ragged_top2")},
     "t2i_generate_padded_top2": {**_GENERATED, "image_u8": np.s_[:, ::8, ::8]},
+    "preprocess": {
+        "image_seed": _ALL,
+        **dict.fromkeys((f"hw_{number}" for number in range(3)), _ALL),
+        **{f"crop{size}_{number}": np.s_[::4, ::4] for size in (224, 256, 384) for number in range(3)},
+        **{f"crop{size}_{number}_sum": _ALL for size in (224, 256, 384) for number in range(3)},
+    },
     "gan_losses": dict.fromkeys(("logits_real", "logits_fake", "hinge_d", "vanilla_d", "hinge_gen"), _ALL),
     "lpips": {**dict.fromkeys(("image_a", "image_b", "value", "relu1_2", "relu5_3"), _ALL), "grad_b": _COARSE},
     "clip_teacher_target": {"target_tokens": _ALL, "sel": _ALL},
     **{
         f"tok_{name}_{part}": slices
         for name in ("clipb_224", "clipb_224_enh_interp", "vitamin_xlarge_256", "siglip_384")
-        for part, slices in (("encode", _TOKENIZER_ENCODE), ("decode_code", _TOKENIZER_DECODE))
+        for part, slices in (
+            ("encode", _TOKENIZER_ENCODE),
+            ("decode", _TOKENIZER_DECODE_FEATURES),
+            ("decode_code", _TOKENIZER_DECODE),
+        )
     },
 }
 """What of each file is kept here: array name -> slice of the whole array. Other arrays are left out."""

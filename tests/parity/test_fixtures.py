@@ -1,9 +1,24 @@
 """The weight rule and the pictures are the ones the golden values were made with."""
 
+import gzip
+import json
+
 import pytest
 import torch
 
-from tests.parity.fixtures import SLICES_FOLDER, fill, goldens, images, shared_json, to_input, weight
+from tests.parity.fixtures import (
+    KEYS_FILE,
+    SLICES,
+    SLICES_FOLDER,
+    TOKENIZERS,
+    fill,
+    goldens,
+    images,
+    key_manifest,
+    shared_json,
+    to_input,
+    weight,
+)
 
 
 def test_weight_rule_gives_probed_values():
@@ -49,5 +64,24 @@ def test_picture_formula_gives_stored_pictures(golden):
     assert to_input(stored).abs().max() <= 1
 
 
-def test_slices_stay_small():
-    assert sum(path.stat().st_size for path in SLICES_FOLDER.glob("*.npz")) < 2**20
+def test_kept_files_stay_small():
+    assert sum(path.stat().st_size for path in SLICES_FOLDER.iterdir()) < 2**20
+
+
+@pytest.mark.parametrize("name", SLICES)
+def test_slices_are_cut_from_the_whole_arrays(name):
+    found = {golden.whole: golden for golden in (p.values[0] for p in goldens(name)) if golden.offset == 0}
+    assert False in found, f"{name} is not kept; run python -m tests.parity.fixtures"
+    for key, where in SLICES[name].items():
+        kept = found[False].array(key)
+        if True in found:
+            whole = found[True].array(key)
+            assert torch.equal(kept, whole[where] if whole.ndim else whole), key
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_kept_key_manifests_are_the_whole_sets(name):
+    kept = json.loads(gzip.decompress(KEYS_FILE.read_bytes()))[name]
+    whole = shared_json(f"keys_tokenizer_{name}.json")
+    assert list(kept.items()) == list(key_manifest(name).items())
+    assert whole is None or list(kept.items()) == list(whole.items())
