@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, value in result["metrics"].items():
             print(f"{name:<28} {value if isinstance(value, str) else f'{value:.4f}'}")
         print(f"\n{as_text(result['paper_rows'])}\n")
+        for name, reason in result["protocol"]["not_measured"].items():
+            print(f"{name} not measured: {reason}")
         if result["protocol"]["left_out"] != "none":
             print(f"left out: {result['protocol']['left_out']}")
         print(f"result.json, result.md and grid.png written to {launch.output}")

@@ -16,17 +16,25 @@ def saved(batches):
 
 def test_what_a_rank_saves_it_reads_back(tmp_path):
     partial.begin(tmp_path, FINGERPRINT)
-    file = PartialFile(tmp_path, rank=1, every_seconds=0)
+    file = PartialFile(tmp_path, fingerprint=FINGERPRINT, rank=1, every_seconds=0)
     assert file.load(torch.device("cpu")) is None
     for batches in (1, 3):
         assert file.save_if_due(lambda batches=batches: saved(batches))
-    found = PartialFile(tmp_path, rank=1, every_seconds=0).load(torch.device("cpu"))
+    found = PartialFile(tmp_path, fingerprint=FINGERPRINT, rank=1, every_seconds=0).load(torch.device("cpu"))
     assert found.batches == 3 and found.evaluation["sum"].tolist() == [0, 1, 2] and found.skipped == [["k", "w", "r"]]
-    assert PartialFile(tmp_path, rank=0, every_seconds=0).load(torch.device("cpu")) is None
+    assert PartialFile(tmp_path, fingerprint=FINGERPRINT, rank=0, every_seconds=0).load(torch.device("cpu")) is None
+
+
+def test_a_rank_never_reads_the_sums_of_another_evaluation(tmp_path):
+    PartialFile(tmp_path, fingerprint=FINGERPRINT, rank=1, every_seconds=0).save_if_due(lambda: saved(3))
+    other = PartialFile(tmp_path, fingerprint=FINGERPRINT | {"tokenizer": "b"}, rank=1, every_seconds=0)
+    assert other.load(torch.device("cpu")) is None
+    other.remove()
+    assert not other.path.exists()
 
 
 def test_nothing_is_saved_before_it_is_due(tmp_path):
-    file = PartialFile(tmp_path, rank=0, every_seconds=1e9)
+    file = PartialFile(tmp_path, fingerprint=FINGERPRINT, rank=0, every_seconds=1e9)
     assert not file.save_if_due(lambda: pytest.fail("not due"))
     assert not file.path.exists()
 
@@ -37,7 +45,7 @@ def test_what_a_killed_write_left_is_removed_and_never_read(tmp_path):
     left.write_bytes(b"half")
     other = tmp_path / "partial" / ".rank_00001.pt.k3x"
     other.write_bytes(b"half")
-    assert PartialFile(tmp_path, rank=0, every_seconds=0).load(torch.device("cpu")) is None
+    assert PartialFile(tmp_path, fingerprint=FINGERPRINT, rank=0, every_seconds=0).load(torch.device("cpu")) is None
     assert not left.exists() and other.exists()
 
 

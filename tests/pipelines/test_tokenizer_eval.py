@@ -40,7 +40,7 @@ def test_two_ranks_give_the_numbers_of_one_although_the_last_batch_is_padded(wor
         assert two["metrics"][name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-6)), name
     assert one["metrics"]["verifier_original"] == 1.0
     assert one["metrics"]["lpips"] == one["metrics"]["rfid"] == "not measured"
-    assert "vgg16" in one["protocol"]["not_measured"]["lpips"]
+    assert "vgg16" in one["protocol"]["not_measured"]["lpips"] and "rfid not measured: rFID needs" in printed
     assert "ADM centre crop" in one["protocol"]["crop"]
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["grid.png", "result.json", "result.md"]
     assert "evaluated 13/13 images" in printed and "psnr" in printed and "not measured" in printed

@@ -83,15 +83,20 @@ class Saved:
 
 
 class PartialFile:
-    """One rank's file in `partial/`: read once at the start, written every so many seconds."""
+    """One rank's file in `partial/`: read once at the start, written every so many seconds.
 
-    def __init__(self, folder: Path, *, rank: int, every_seconds: float) -> None:
+    It carries the fingerprint too: on a machine that does not see rank 0's folder nobody else would notice a file
+    that another evaluation left behind.
+    """
+
+    def __init__(self, folder: Path, *, fingerprint: Fingerprint, rank: int, every_seconds: float) -> None:
         self.path = folder / "partial" / f"rank_{rank:05d}.pt"
         self.every_seconds = every_seconds
+        self._fingerprint = json.dumps(dict(fingerprint), sort_keys=True)
         self._last = time.monotonic()
 
     def load(self, device: torch.device) -> Saved | None:
-        """What was saved last, tensors where they were (on `device` for an accelerator's); None when nothing was."""
+        """What was saved last, tensors where they were (on `device` for an accelerator's); None when nothing of it was."""
         for left_over in self.path.parent.glob(f".{self.path.name}.*"):
             left_over.unlink()
         if not self.path.is_file():
@@ -101,17 +106,21 @@ class PartialFile:
             weights_only=True,
             map_location=lambda storage, place: storage if place == "cpu" else storage.to(device=device),
         )
-        return Saved(**content)
+        return Saved(**content) if content.pop("fingerprint") == self._fingerprint else None
 
     def save_if_due(self, saved: Callable[[], Saved]) -> bool:
         """Write `saved()` when `every_seconds` have passed since the last time; whether it did."""
         if time.monotonic() - self._last < self.every_seconds:
             return False
         buffer = io.BytesIO()
-        torch.save(vars(saved()), buffer)
+        torch.save({"fingerprint": self._fingerprint, **vars(saved())}, buffer)
         write_atomic(self.path, buffer.getvalue())
         self._last = time.monotonic()
         return True
+
+    def remove(self) -> None:
+        """Remove the file."""
+        self.path.unlink(missing_ok=True)
 
 
 def _refuse_another(folder: Path, *, held: str, there: dict[str, Any], now: dict[str, Any]) -> None:

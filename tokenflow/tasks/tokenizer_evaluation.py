@@ -116,7 +116,10 @@ def evaluate_into(recipe: EvaluationRecipe, folder: Path, *, resume: str = "auto
         # Other machines need not see rank 0's folder.
         saved = json.dumps(read_json(folder / "result.json")) if distributed.is_main_process() else None
         return json.loads(distributed.broadcast_text(saved))
-    result = job.run(folder)
+    file = partial.PartialFile(
+        folder, fingerprint=fingerprint, rank=distributed.rank(), every_seconds=recipe.save_every_seconds
+    )
+    result = job.run(file)
     result.notes["fingerprint"] = fingerprint
     result.notes["paper_rows"] = paper_table.beside_ours(
         name="/".join(Path(recipe.tokenizer).parts[-2:]),
@@ -128,6 +131,8 @@ def evaluate_into(recipe: EvaluationRecipe, folder: Path, *, resume: str = "auto
     if distributed.is_main_process():
         write_atomic(folder / "result.md", _markdown(recipe, result))
         result.save(folder)
+    distributed.barrier()
+    file.remove()
     distributed.barrier()
     if distributed.is_main_process():
         partial.discard(folder)
@@ -184,11 +189,11 @@ class _Job:
             pictures=recipe.pictures,
         )
 
-    def run(self, folder: Path | None) -> EvaluationResult:
-        """All batches of this rank from the first that is not counted in `folder`, then the sums of all ranks."""
+    def run(self, file: partial.PartialFile | None) -> EvaluationResult:
+        """All batches of this rank from the first that is not counted in `file`, then the sums of all ranks."""
         evaluation = self.evaluation()
         try:
-            self._count(evaluation, folder)
+            self._count(evaluation, file)
         except TooManyBadSamples as error:
             raise ValueError(f"{error} (--data.max_bad_fraction)") from error
         note = "; ".join(text for text in _from_all_ranks(self.batches.skipped_note()) if text)
@@ -198,11 +203,8 @@ class _Job:
         result.protocol["left_out"] = note or "none"
         return result
 
-    def _count(self, evaluation: TokenizerEvaluation, folder: Path | None) -> None:
+    def _count(self, evaluation: TokenizerEvaluation, file: partial.PartialFile | None) -> None:
         batches, first, skipped = self.batches, 0, []
-        file = folder and partial.PartialFile(
-            folder, rank=distributed.rank(), every_seconds=self.recipe.save_every_seconds
-        )
         saved = file.load(self.device) if file else None
         if saved is not None:
             evaluation.load_state_dict(saved.evaluation)
