@@ -96,7 +96,7 @@ class PartialFile:
         self._last = time.monotonic()
 
     def load(self, device: torch.device) -> Saved | None:
-        """What was saved last, tensors where they were (on `device` for an accelerator's); None when nothing of it was."""
+        """What was saved last, tensors where they were (on `device` for an accelerator's); or None."""
         for left_over in self.path.parent.glob(f".{self.path.name}.*"):
             left_over.unlink()
         if not self.path.is_file():
