@@ -201,6 +201,14 @@ def test_parts_of_a_fused_weight_are_checked_one_by_one():
         import_tokenizer({**theirs, name: torch.zeros(5, 7)}, config=config)
 
 
+def test_other_constants_than_the_encoders_are_refused_and_any_usage_record_is_dropped():
+    config = small_config("tokenflow-xl")
+    theirs = to_authors(config, TokenFlowTokenizer(config).state_dict())
+    import_tokenizer({**theirs, "quantize.codebook_used": torch.ones(7)}, config=config)
+    with pytest.raises(ValueError, match=r"scaling_layer\.shift is \[0\.25, 0\.25, 0\.25\] in the file"):
+        import_tokenizer({**theirs, "scaling_layer.shift": torch.full((1, 3, 1, 1), 0.25)}, config=config)
+
+
 def test_a_checkpoint_without_its_codebook_is_named(tokenizer, theirs):
     del theirs["quantize.embedding_vqkd.weight"]
     with pytest.raises(ValueError, match=r"1 keys missing \['quantize\.embedding_vqkd\.weight'\]"):

@@ -24,6 +24,8 @@ from tokenflow.tokenizer.presets import preset
 from tokenflow.tokenizer.state_dict import authors_constants, from_authors, to_authors
 
 WEIGHT_KEYS = ("ema", "model", "state_dict")
+USAGE_RECORD = "quantize.codebook_used"
+"""Their record of used codes: dropped whatever it holds."""
 AUTHORS_PRESETS = ("tokenflow-b", "tokenflow-b-256", "tokenflow-b-256-enhanced", "tokenflow-l", "tokenflow-xl")
 
 
@@ -123,17 +125,29 @@ def import_tokenizer(state: Mapping[str, Tensor], *, config: TokenizerConfig | N
     with torch.device("meta"):
         model = TokenFlowTokenizer(config)
     for name, wanted in to_authors(config, model.state_dict()).items():
-        if name in state and name not in authors_constants(config) and state[name].shape != wanted.shape:
+        if name in state and name != USAGE_RECORD and state[name].shape != wanted.shape:
             raise ValueError(
                 f"{name}: the file has {tuple(state[name].shape)}, the tokenizer {tuple(wanted.shape)}. The likely "
                 f"preset is {likely}."
             )
+    _check_constants(state, config=config)
     try:
         weights = from_authors(config, state)
     except ValueError as error:
         raise ValueError(f"{error} The likely preset is {likely}.") from error
     model.load_state_dict({name: value.float() for name, value in weights.items()}, strict=True, assign=True)
     return model.eval()
+
+
+def _check_constants(state: Mapping[str, Tensor], *, config: TokenizerConfig) -> None:
+    """What is dropped because it is a constant here must have its value."""
+    for name, wanted in authors_constants(config).items():
+        found = state.get(name)
+        if name != USAGE_RECORD and found is not None and not torch.allclose(found.float(), wanted, atol=1e-4):
+            raise ValueError(
+                f"{name} is {found.flatten().tolist()} in the file; this encoder normalises by "
+                f"{wanted.flatten().tolist()}. The weights were trained on other inputs: they would not agree."
+            )
 
 
 def dropped_keys(state: Mapping[str, Tensor], config: TokenizerConfig) -> list[str]:
