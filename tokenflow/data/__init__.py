@@ -1,20 +1,26 @@
 """Data: shards and folders of pictures, the training order and its cursor, and the built-in world with its verifier."""
 
+from tokenflow.data.codes import CodesDescription, codes_of
 from tokenflow.data.config import Cursor, DataConfig, SourceConfig
 from tokenflow.data.evaluation import EvaluationBatches
 from tokenflow.data.loader import Loader, TooManyBadSamples
 from tokenflow.data.shape_shards import write_shapes
+from tokenflow.data.sources import SampleReader, read_captions
 from tokenflow.data.transforms import center_crop, decode_image, to_tensor, to_uint8
 
 __all__ = [
+    "CodesDescription",
     "Cursor",
     "DataConfig",
     "EvaluationBatches",
     "Loader",
+    "SampleReader",
     "SourceConfig",
     "TooManyBadSamples",
     "center_crop",
+    "codes_of",
     "decode_image",
+    "read_captions",
     "to_tensor",
     "to_uint8",
     "write_shapes",

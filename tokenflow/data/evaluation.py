@@ -12,9 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tokenflow.data.config import DataConfig
-from tokenflow.data.loader import refuse_too_many, stack
+from tokenflow.data.loader import present, refuse_too_many, stack
 from tokenflow.data.sources import Sample, SampleReader, SkippedSample
-from tokenflow.data.transforms import to_tensor
 
 logger = logging.getLogger(__name__)
 _NAMED = 20
@@ -25,9 +24,9 @@ class EvaluationBatches:
     """The first `count` samples of the sources, in order, centre-cropped, not flipped, split over ranks; iterable anew.
 
     Batch b of rank r holds samples [(b R + r) n, + n) with n = `batch_size` and R = `world_size`. Every rank yields
-    equally many batches of equal size: `mask` bool [n] is False for padding (the picture is grey) and for unusable
-    samples, which are listed in `skipped` and told by `skipped_note`. Else a batch is as the training loader's, with
-    `index` the sample's number (-1: padding). Shards behind the samples asked for are not opened.
+    equally many batches of equal size: `mask` bool [n] is False for padding (the picture is grey, the codes are 0) and
+    for unusable samples, which are listed in `skipped` and told by `skipped_note`. Else a batch is as the training
+    loader's, with `index` the sample's number (-1: padding). Shards behind the samples asked for are not opened.
 
     `num_workers` processes read and decode; 0 does it here. The batches are the same for any number. (The training
     configuration's own `num_workers` is not used: a short evaluation is over before processes are started.)
@@ -120,10 +119,10 @@ class EvaluationBatches:
             # its own, so that the state of torch's global generator does not depend on there being an evaluation
             generator=torch.Generator().manual_seed(0),
         )
-        for pixels, content, found in loaded:
+        for stored, content, found in loaded:
             for bad in found:
                 self._note(bad)
-            content["images"] = to_tensor(pixels)
+            name, content[name] = present(stored)
             yield content
 
     def _note(self, bad: SkippedSample | None) -> None:
@@ -140,20 +139,28 @@ class EvaluationBatches:
         return max(0, min(self.count - start, self.batch_size))
 
     def read(self, batch: int) -> tuple[torch.Tensor, dict[str, Any], list[SkippedSample | None]]:
-        """Batch number `batch`: (uint8 [n, S, S, 3], the rest of it, for every sample None or why it is left out)."""
+        """Batch number `batch`: (what `stack` gives, the rest of it, for every sample None or why it is left out)."""
         start = (batch * self.world_size + self.rank) * self.batch_size
         indices = range(start, start + self.batch_size)
         found = [self.reader.read_in_order(index) for index in indices[: self._samples_in(batch)]]
         padded = found + [None] * (self.batch_size - len(found))
         mask = [isinstance(sample, Sample) for sample in padded]
-        pixels, content = stack([sample if isinstance(sample, Sample) else self._padding() for sample in padded])
+        stored, content = stack([sample if isinstance(sample, Sample) else self._padding() for sample in padded])
         content["mask"] = torch.tensor(mask)
         content["index"] = torch.tensor([index if index < self.count else -1 for index in indices])
-        return pixels, content, [sample if isinstance(sample, SkippedSample) else None for sample in found]
+        return stored, content, [sample if isinstance(sample, SkippedSample) else None for sample in found]
 
     def _padding(self) -> Sample:
         size = self.reader.config.image_size
-        return Sample(pixels=np.full((size, size, 3), 128, np.uint8), caption="", key="", seed=0, record=None)
+        coded = self.reader.codes
+        return Sample(
+            pixels=np.full((size, size, 3), 128, np.uint8) if coded is None else None,
+            caption="",
+            key="",
+            seed=0,
+            record=None,
+            codes=None if coded is None else np.zeros(coded.num_codes, np.int64),
+        )
 
 
 class _Numbered(Dataset):

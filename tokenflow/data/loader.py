@@ -31,10 +31,11 @@ class TooManyBadSamples(RuntimeError):
 class Loader:
     """Endless iterator over a rank's micro-batches: `batch, cursor = next(loader)`.
 
-    batch: `images` float32 [m, 3, S, S] in [-1, 1]; `captions` and `keys` list[str]; `index` int64 [m], the place of
-    every sample in the run's global order; `sample_seed` int64 [m], for draws that belong to a sample; `records`
-    list[dict | None] where the configuration asks for them. Resuming from `cursor` continues with the step after the
-    one that this micro-batch belongs to if it is the step's last, and repeats the whole step otherwise.
+    batch: `images` float32 [m, 3, S, S] in [-1, 1], or `codes` int64 [m, L] of encoded shards; `captions` and
+    `keys` list[str]; `index` int64 [m], the place of every sample in the run's global order; `sample_seed` int64
+    [m], for draws that belong to a sample; `records` list[dict | None] where the configuration asks for them.
+    Resuming from `cursor` continues with the step after the one that this micro-batch belongs to if it is the
+    step's last, and repeats the whole step otherwise.
 
     Attributes: `steps_per_epoch`, equal on every rank; `skipped`, the unusable samples this rank has met, each once;
     `samples_read` and `bad_reads`, this rank's samples and unusable ones so far.
@@ -103,11 +104,11 @@ class Loader:
         return self
 
     def __next__(self) -> tuple[dict[str, Any], Cursor]:
-        pixels, batch, skipped = next(self._loaded)
-        images = to_tensor(pixels)
+        stored, batch, skipped = next(self._loaded)
+        name, content = present(stored)
         # the pictures and not the bytes they come from: they are what is copied to the device
-        batch["images"] = images.pin_memory() if self._pinned else images
-        self.samples_read += len(pixels)
+        batch[name] = content.pin_memory() if self._pinned else content
+        self.samples_read += len(stored)
         self._note(skipped)
         self._micro_batches += 1
         steps_done = self._micro_batches // self.accumulation_steps
@@ -225,14 +226,15 @@ class _MicroBatches(Dataset):
             sample, bad = self.reader.read(position)
             samples.append(sample)
             skipped += bad
-        pixels, batch = stack(samples)
+        stored, batch = stack(samples)
         batch["index"] = torch.arange(start, start + size)
-        return pixels, batch, skipped
+        return stored, batch, skipped
 
 
 def stack(samples: list[Sample]) -> tuple[torch.Tensor, dict[str, Any]]:
-    """(uint8 [b, S, S, 3], the rest of a batch) of samples."""
-    pixels = torch.stack([torch.from_numpy(sample.pixels.copy()) for sample in samples])
+    """(pixels uint8 [b, S, S, 3] or codes int64 [b, L], the rest of a batch) of samples."""
+    arrays = [sample.pixels if sample.codes is None else sample.codes for sample in samples]
+    stored = torch.stack([torch.from_numpy(array.copy()) for array in arrays])
     batch: dict[str, Any] = {
         "captions": [sample.caption for sample in samples],
         "keys": [sample.key for sample in samples],
@@ -240,4 +242,9 @@ def stack(samples: list[Sample]) -> tuple[torch.Tensor, dict[str, Any]]:
     }
     if any(sample.record is not None for sample in samples):
         batch["records"] = [sample.record for sample in samples]
-    return pixels, batch
+    return stored, batch
+
+
+def present(stored: torch.Tensor) -> tuple[str, torch.Tensor]:
+    """Name and content of what `stack` stacked: `images` in [-1, 1] or `codes`."""
+    return ("codes", stored) if stored.dtype == torch.int64 else ("images", to_tensor(stored))

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 IMAGE_EXTENSIONS: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
+CODES_EXTENSION = "codes.npy"
+"""Of the member with an image's codes, in shards that were encoded."""
 
 
 class BadSample(Exception):
@@ -18,11 +20,16 @@ class RawSample:
     key: str
     where: str
     """File or shard the sample lies in."""
-    image: bytes
+    image: bytes | None
+    """The picture; None where there are codes in its place."""
     text: bytes | None = None
     """Caption, UTF-8."""
     record: bytes | None = None
     """JSON object with anything else."""
+    label: bytes | None = None
+    """Number of its class, in digits (webdataset's `.cls`)."""
+    codes: bytes | None = None
+    """Its codes, a .npy file."""
 
 
 class Source(Protocol):

@@ -21,7 +21,7 @@ import braceexpand
 
 from tokenflow.data.counts import count_samples, write_beside
 from tokenflow.data.memo import Memo
-from tokenflow.data.samples import IMAGE_EXTENSIONS, BadSample, RawSample
+from tokenflow.data.samples import CODES_EXTENSION, IMAGE_EXTENSIONS, BadSample, RawSample
 
 logger = logging.getLogger(__name__)
 _INDEX_VERSION = 1
@@ -115,18 +115,20 @@ class ShardSource:
         return samples[offset][0] if offset < len(samples) else f"sample {offset}", self.paths[shard]
 
     def read(self, index: int) -> RawSample:
-        """Sample number `index`; raises BadSample when it is missing, cut off, or has no picture."""
+        """Sample number `index`; raises BadSample when it is missing, cut off, or has neither picture nor codes."""
         shard, offset = self._locate(index)
         samples = self._samples(shard)
         if offset >= len(samples) or not samples[offset][1]:
             raise BadSample("the tar is damaged: it ends before this sample")
         key, members = samples[offset]
         image = next((members[extension] for extension in IMAGE_EXTENSIONS if extension in members), None)
-        if image is None:
+        codes = members.get(CODES_EXTENSION)
+        if image is None and codes is None:
             raise BadSample(f"no picture among its members ({', '.join(members)})")
-        spans = {"image": image, "text": members.get("txt"), "record": members.get("json")}
+        spans = {"image": image, "codes": codes, "label": members.get("cls")}
+        spans |= {"text": members.get("txt"), "record": members.get("json")}
         content = self._read(shard, {name: span for name, span in spans.items() if span is not None})
-        return RawSample(key=key, where=self.paths[shard], **content)
+        return RawSample(key=key, where=self.paths[shard], **{"image": None, **content})
 
     def _locate(self, index: int) -> tuple[int, int]:
         shard = bisect_right(self._ends, index)

@@ -3,11 +3,13 @@
 import json
 import os
 import random
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from tokenflow.data.codes import codes_of
 from tokenflow.data.config import DataConfig, SourceConfig
 from tokenflow.data.folders import FolderSource
 from tokenflow.data.hashing import mix
@@ -54,13 +56,15 @@ class SkippedSample:
 class Sample:
     """A sample ready for a batch."""
 
-    pixels: np.ndarray
-    """uint8 [S, S, 3]."""
+    pixels: np.ndarray | None
+    """uint8 [S, S, 3]; None where the sources hold codes."""
     caption: str
     key: str
     seed: int
     """A function of (seed, source, epoch, sample): for draws that belong to the sample, such as caption drop."""
     record: dict[str, Any] | None
+    codes: np.ndarray | None = None
+    """int64 [L]; None where the sources hold pictures."""
 
 
 class SampleReader:
@@ -81,6 +85,8 @@ class SampleReader:
                 break
             self.sources.append(open_source(source_config, at_least=left))
             self.sizes.append(sum(self.sources[-1].shard_sizes))
+        self.codes = codes_of(replace(config, sources=config.sources[: len(self.sources)]))
+        """Whose codes the sources hold; None where they hold pictures."""
         self.mixture = Mixture([source.weight for source in config.sources], seed=seed)
         self.orders = [
             SourceOrder(source.shard_sizes, seed=seed, source=number, window_shards=config.window_shards)
@@ -125,6 +131,24 @@ class SampleReader:
         seed = mix(self.seed, number, epoch, index)
         rng = random.Random(seed)
         config = self.config
+        codes = None if self.codes is None else self.codes.unpack(raw.codes)
+        pixels = self._pixels(raw, rng=rng, train=train) if codes is None else None
+        record = _parse(raw)
+        choices = record.get("captions") if train and config.captions == "any" and record else None
+        caption = str(rng.choice(choices)) if choices else _caption(raw, record)
+        return Sample(
+            pixels=pixels,
+            caption=caption,
+            key=raw.key,
+            seed=seed,
+            record=record if config.records else None,
+            codes=codes,
+        )
+
+    def _pixels(self, raw: RawSample, *, rng: random.Random, train: bool) -> np.ndarray:
+        config = self.config
+        if raw.image is None:
+            raise BadSample("it has codes and no picture, and lies in no folder that `tokenflow encode-shards` wrote")
         image = decode_image(raw.image)
         if train and config.crop == "random":
             image = random_crop(image, config.image_size, rng=rng, min_fraction=config.min_crop_fraction)
@@ -133,10 +157,7 @@ class SampleReader:
         pixels = to_array(image)
         if train and config.flip_probability and rng.random() < config.flip_probability:
             pixels = pixels[:, ::-1]
-        record = _parse(raw)
-        choices = record.get("captions") if train and config.captions == "any" and record else None
-        caption = str(rng.choice(choices)) if choices else _caption(raw, record)
-        return Sample(pixels=pixels, caption=caption, key=raw.key, seed=seed, record=record if config.records else None)
+        return pixels
 
     def _skipped(self, number: int, index: int, error: BadSample) -> SkippedSample:
         key, where = self.sources[number].describe(index)
@@ -144,13 +165,30 @@ class SampleReader:
 
 
 def _parse(raw: RawSample) -> dict[str, Any] | None:
-    if raw.record is None:
+    if raw.record is None and raw.label is None:
         return None
     try:
-        record = json.loads(raw.record)
+        record = {} if raw.record is None else json.loads(raw.record)
+        label = {} if raw.label is None else {"cls": int(raw.label)}
     except ValueError as error:
-        raise BadSample(f"its .json cannot be parsed: {error}") from error
-    return record if isinstance(record, dict) else {"value": record}
+        raise BadSample(f"its .json or .cls cannot be parsed: {error}") from error
+    return label | (record if isinstance(record, dict) else {"value": record})
+
+
+def read_captions(config: DataConfig, *, at_most: int) -> Iterator[str]:
+    """Every caption of the first `at_most` usable samples of each source, in order; no picture is decoded."""
+    for source_config in config.sources:
+        source = open_source(source_config, at_least=at_most)
+        for index in range(min(at_most, sum(source.shard_sizes))):
+            try:
+                raw = source.read(index)
+                record = _parse(raw) or {}
+            except BadSample:
+                # the loader names and counts it
+                continue
+            yield _caption(raw, record)
+            if config.captions == "any":
+                yield from map(str, record.get("captions") or ())
 
 
 def _caption(raw: RawSample, record: dict[str, Any] | None) -> str:

@@ -1,0 +1,112 @@
+"""First weights of a generator that starts from a language model: read, extended or made one tensor at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tokenflow.config import read_json
+from tokenflow.generation.config import GeneratorConfig
+from tokenflow.generation.model import Generator
+from tokenflow.language.config import LanguageConfig
+from tokenflow.language.hf import HfLanguage, language_config
+from tokenflow.language.lazy_tensors import LazyTensors
+from tokenflow.language.vocabulary import NewRows, extend_rows
+from tokenflow.tasks.generation_recipe import GenerationRecipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_DEVIATION = 0.02
+_OPEN, _CLOSE = "<img>", "</img>"
+_FROM_PRESET = ("norm_order", "qk_norm", "attention", "checkpointing", "vocabulary_size")
+
+
+def generator_config(
+    recipe: GenerationRecipe,
+    *,
+    text_tokenizer: PreTrainedTokenizerBase | None = None,
+    checkpoint: LanguageConfig | None = None,
+) -> GeneratorConfig:
+    """The generator to train: the recipe's, with the sizes of the checkpoint and the ids of the text tokenizer.
+
+    Raises:
+        ValueError: They do not go together.
+    """
+    config = recipe.model.config()
+    if checkpoint is not None:
+        kept = {name: getattr(config.language, name) for name in _FROM_PRESET}
+        config = dataclasses.replace(config, language=dataclasses.replace(checkpoint, tie_embeddings=False, **kept))
+    if text_tokenizer is None or len(text_tokenizer) == config.pad_token:
+        return config
+    close = _ids(text_tokenizer, _CLOSE) if config.image_close else ()
+    if close and text_tokenizer.eos_token_id is not None:
+        close = (*close, text_tokenizer.eos_token_id)
+    return config.with_text_vocabulary(
+        len(text_tokenizer),
+        image_open=_ids(text_tokenizer, _OPEN) if config.image_open else (),
+        image_close=close,
+    )
+
+
+def _ids(text_tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    return tuple(text_tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def local_language_config(source: str | None) -> LanguageConfig | None:
+    """Sizes of a checkpoint in a folder here; None for a hub id, or without a checkpoint. Nothing is downloaded."""
+    if source is None or not Path(source).is_dir():
+        return None
+    return language_config(read_json(Path(source) / "config.json"))
+
+
+def initial_weights(config: GeneratorConfig, checkpoint: HfLanguage, *, new_rows: NewRows, seed: int) -> LazyTensors:
+    """Every weight of a generator by name, for `Engine(weights=...)`: no more than one is in memory.
+
+    The transformer's are the checkpoint's. Embedding table and head keep the rows of the text ids and get new ones.
+    What the checkpoint lacks starts as in a new model, from a draw of its own: norms at one, biases at zero, matrices
+    normal with deviation 0.02.
+    """
+    with torch.device("meta"):
+        state = Generator(config).state_dict()
+    text = config.image_token_start - 1
+    readers: dict[str, Callable[[], Tensor]] = {}
+    for name, value in state.items():
+        inner = name.removeprefix("language.")
+        if name == "head.weight":
+            readers[name] = partial(_head, checkpoint, config, text=text, new_rows=new_rows, seed=seed)
+        elif name == "language.embed_tokens.weight":
+            rows = partial(extend_rows, rows=len(value), initialisation=new_rows, seed=seed)
+            readers[name] = partial(_known_then, checkpoint.weights, inner, text, rows)
+        elif inner in checkpoint.weights and inner != name:
+            readers[name] = partial(checkpoint.weights.__getitem__, inner)
+        else:
+            readers[name] = partial(_new_weight, name, tuple(value.shape), seed=seed)
+    return LazyTensors(readers)
+
+
+def _known_then(weights: LazyTensors, name: str, text: int, extend: Callable[[Tensor], Tensor]) -> Tensor:
+    return extend(weights[name][:text])
+
+
+def _head(checkpoint: HfLanguage, config: GeneratorConfig, *, text: int, new_rows: NewRows, seed: int) -> Tensor:
+    """The checkpoint's language head for text, new rows for `[PAD]` and the codes."""
+    (known,) = checkpoint.head.values()
+    whole = extend_rows(known[:text], rows=config.vocabulary_size, initialisation=new_rows, seed=seed)
+    return whole if config.head_rows == "vocabulary" else whole[config.image_token_start :]
+
+
+def _new_weight(name: str, shape: tuple[int, ...], *, seed: int) -> Tensor:
+    if name.endswith("norm.weight"):
+        return torch.ones(shape)
+    if len(shape) == 1:
+        return torch.zeros(shape)
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+    return torch.randn(shape, generator=generator) * _DEVIATION
