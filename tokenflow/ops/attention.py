@@ -45,8 +45,8 @@ def attention(
 ) -> Float[Tensor, "B H L D"]:
     """Softmax attention, scaled by 1/sqrt(D), in which each position sees what `layout` says.
 
-    Query head h reads key/value head h * G // H. Outputs at padding are finite and mean nothing; no gradient comes from
-    other positions' loss to padding, nor from padding to them.
+    Query head h reads key/value head h * G // H. Outputs at padding are finite and mean nothing: keep them out of
+    losses. A loss of tokens sends padding no gradient.
 
     Raises:
         ValueError: Shapes that do not fit the layout, or a backend that is unknown, missing or unfit for the tensors.
@@ -118,6 +118,4 @@ def resolve_backend(name: str, *, device: torch.device | str, dtype: torch.dtype
     half = dtype in (torch.float16, torch.bfloat16)
     if torch.device(device).type == "cuda" and half and missing["flash"] is None:
         return ResolvedBackend("flash", "flash-attn is installed and computes no padding")
-    return ResolvedBackend(
-        "segmented", "fused kernels without a dense mask, the fastest in benchmarks/attention.py"
-    )
+    return ResolvedBackend("segmented", "fused kernels without a dense mask, the fastest in benchmarks/attention.py")

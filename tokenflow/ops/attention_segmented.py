@@ -1,7 +1,8 @@
 """Exact attention without a mask over the row: causal text, then one unmasked call a scale over its whole prefix.
 
 Every call is a plain scaled-dot-product attention that reaches the fused kernels. Rows whose images lie at the same
-positions share the calls; a small [B, 1, 1, K] key mask hides padding that lies before some of their samples. Legend:
+positions share the calls; a small [B, 1, 1, K] key mask hides padding that lies before some of their samples, and
+padded text of at most 128 positions is one masked call. Legend:
 B rows, H query heads, G key/value heads, L positions, D head width, R rows of a group.
 """
 
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from tokenflow.ops.attention_layout import AttentionLayout, Sample
 
-# A tail (text after an image) is attended in pieces, so that its mask stays rows x this x keys.
-_TAIL_QUERIES = 128
+# A tail (text after an image) is attended in pieces, so that its mask stays rows x this x keys. Text padded on the left
+# has a mask up to this length, and is gathered to the start of its rows beyond.
+_MASKED_QUERIES = 128
 
 
 def segmented_attention(query: Tensor, key: Tensor, value: Tensor, layout: AttentionLayout) -> Tensor:
@@ -74,10 +76,12 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Group:
-    """Rows that share their calls; `order` [R, L] puts the calls' outputs in place, its last value meaning zeros."""
+    """Rows that share their calls. Their outputs, one behind another, are the rows with zeros before and behind; where
+    that is not so, `order` [R, L] puts them in place, its largest value meaning zeros."""
 
     rows: Tensor
     segments: tuple[_Text | _Block, ...]
+    padding: tuple[int, int]
     order: Tensor | None
 
 
@@ -99,6 +103,8 @@ def _attend_group(query: Tensor, key: Tensor, value: Tensor, group: _Group) -> T
     together = torch.cat(outputs[::-1], 1)
     if group.order is not None:
         together = _take(F.pad(together, (0, 0, 0, 0, 0, 1)), group.order)
+    elif any(group.padding):
+        together = F.pad(together, (0, 0, 0, 0, *group.padding))
     return together.transpose(1, 2)
 
 
@@ -133,42 +139,57 @@ def _plan(rows: list[tuple[Sample, ...]], numbers: list[int], length: int, devic
     for samples in zip(*rows, strict=True):
         text = [sample.text if sample.scales else sample.text + sample.tail for sample in samples]
         if max(text):
-            segments.append(_text_segment(samples, text, device))
-            for row, (sample, size) in enumerate(zip(samples, text, strict=True)):
-                order[row, sample.start : sample.start + size] = torch.arange(count, count + size)
-            count += max(text)
+            segment, offsets, size = _text_segment(samples, text, device)
+            segments.append(segment)
+            for row, sample in enumerate(samples):
+                begin = count + offsets[row]
+                order[row, sample.start : sample.start + text[row]] = torch.arange(begin, begin + text[row])
+            count += size
         blocks = _block_segments(samples, device) if samples[0].scales else []
         for block in blocks:
             order[:, block.start : block.last] = torch.arange(count, count + block.last - block.start)
             count += block.last - block.start
         segments += blocks
-    in_place = count == length and torch.equal(order, torch.arange(length).expand_as(order))
-    order = order.masked_fill(order < 0, count).to(device)
-    return _Group(torch.tensor(numbers, device=device), tuple(segments), None if in_place else order)
+    indices = torch.tensor(numbers, device=device)
+    shifts = (torch.arange(length) - order)[order >= 0].unique().tolist()
+    if len(shifts) == 1 and 0 <= shifts[0] <= length - count:
+        return _Group(indices, tuple(segments), (shifts[0], length - count - shifts[0]), None)
+    return _Group(indices, tuple(segments), (0, 0), order.masked_fill(order < 0, count).to(device))
 
 
-def _text_segment(samples: tuple[Sample, ...], text: list[int], device: torch.device) -> _Text:
+def _text_segment(
+    samples: tuple[Sample, ...], text: list[int], device: torch.device
+) -> tuple[_Text | _Block, list[int], int]:
+    """The call for a sample's text in all rows, where in its output each row's text begins, and the output's length."""
     starts = [sample.start for sample in samples]
-    if len(set(starts)) == 1 and len(set(text)) == 1:
-        return _Text(starts[0], starts[0] + text[0], None)
+    first, longest = min(starts), max(text)
+    if max(starts) == first:
+        # Shorter texts end in padding that no text sees.
+        return _Text(first, first + longest, None), [0] * len(starts), longest
+    end = samples[0].image_start
+    if samples[0].scales and end - first <= _MASKED_QUERIES:
+        keys = torch.arange(first, end)
+        visible = (keys <= keys[:, None]) & _visible(starts, first, end)
+        # Padding sees itself: a row of the mask without a key gives NaN.
+        mask = visible | (keys == keys[:, None])
+        return _Block(first, first, end, mask.to(device)), [start - first for start in starts], end - first
     # Aligned at their starts, shorter texts repeat a position behind their end, where causal queries never look.
-    offsets = torch.arange(max(text)).expand(len(text), -1).minimum(torch.tensor(text)[:, None] - 1).clamp_min(0)
-    return _Text(0, max(text), (torch.tensor(starts)[:, None] + offsets).to(device))
+    offsets = torch.arange(longest).expand(len(text), -1).minimum(torch.tensor(text)[:, None] - 1).clamp_min(0)
+    return _Text(0, longest, (torch.tensor(starts)[:, None] + offsets).to(device)), [0] * len(starts), longest
 
 
 def _block_segments(samples: tuple[Sample, ...], device: torch.device) -> list[_Block]:
-    starts = torch.tensor([sample.start for sample in samples])
-    first = int(starts.min())
-    uniform = bool((starts == first).all())
+    starts = [sample.start for sample in samples]
+    first, uniform = min(starts), min(starts) == max(starts)
     shared = samples[0]
     blocks, previous = [], shared.image_start
     for end in shared.scale_ends:
-        mask = None if uniform else _visible(starts, first, end, device)
+        mask = None if uniform else _visible(starts, first, end).to(device)
         blocks.append(_Block(previous, first, end, mask))
         previous = end
-    for start in range(shared.tail_start, shared.end, _TAIL_QUERIES):
-        stop = min(start + _TAIL_QUERIES, shared.end)
-        mask = None if uniform else _visible(starts, first, stop, device)
+    for start in range(shared.tail_start, shared.end, _MASKED_QUERIES):
+        stop = min(start + _MASKED_QUERIES, shared.end)
+        mask = None if uniform else _visible(starts, first, stop).to(device)
         if stop - start > 1:
             causal = torch.arange(first, stop) <= torch.arange(start, stop)[:, None]
             mask = causal[None, None].to(device) if mask is None else mask & causal.to(device)
@@ -176,5 +197,6 @@ def _block_segments(samples: tuple[Sample, ...], device: torch.device) -> list[_
     return blocks
 
 
-def _visible(starts: Tensor, first: int, end: int, device: torch.device) -> Tensor:
-    return (torch.arange(first, end) >= starts[:, None])[:, None, None].to(device)
+def _visible(starts: list[int], first: int, end: int) -> Tensor:
+    """True at the keys first..end that lie in each row's sample, [R, 1, 1, K]."""
+    return (torch.arange(first, end) >= torch.tensor(starts)[:, None])[:, None, None]
