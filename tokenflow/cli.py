@@ -49,6 +49,15 @@ COMMANDS: tuple[Command, ...] = (
         examples=("tokenflow export-checkpoint runs/tokenflow-b/model --out tokenflow_b.pt",),
     ),
     Command(
+        name="encode-shards",
+        summary="pictures to shards of codes, once, for training that then needs no image encoder",
+        module="tokenflow.commands.encode_shards",
+        examples=(
+            "tokenflow encode-shards --data 'pictures/{0000..0127}.tar' --tokenizer tokenflow-b-256 --out codes",
+            "srun -n 8 tokenflow encode-shards --data pictures --tokenizer DIR --out codes --num_workers 8",
+        ),
+    ),
+    Command(
         name="doctor",
         summary="what is installed, which accelerators are in use, what is missing and how to get it",
         module="tokenflow.commands.doctor",

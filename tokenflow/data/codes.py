@@ -7,7 +7,7 @@ were, `codes.json` with the tokenizer they belong to, and at the end a manifest.
 import io
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ _VERSION = 1
 class CodesDescription:
     """Whose codes a folder holds."""
 
-    tokenizer: str
+    tokenizer: str = field(compare=False)
     """Folder or hub id of the tokenizer, for messages."""
     fingerprint: str
     """Of everything in the tokenizer that codes depend on."""
@@ -92,8 +92,8 @@ def write_description(folder: Path, description: CodesDescription, *, source: di
     path = folder / CODES_NAME
     if path.is_file():
         stored = json.loads(path.read_text())
-        if stored != content:
-            there = CodesDescription.from_json(stored["codes"])
+        there = CodesDescription.from_json(stored["codes"])
+        if (there, stored["source"]) != (description, source):
             raise ValueError(
                 f"{folder} holds codes of {there} for {stored['source']}; asked for are codes of {description} for "
                 f"{source}. Choose another folder, or remove this one."

@@ -17,15 +17,25 @@ class EvaluationProgress:
         done: Images that an earlier process has counted; they do not enter the rate.
         active: False on all ranks but one.
         seconds_between_lines: Plain lines come no closer than this, but for the last.
+        verbs: What is being done, and what has been.
     """
 
-    def __init__(self, total: int, *, done: int = 0, active: bool = True, seconds_between_lines: float = 10.0) -> None:
+    def __init__(
+        self,
+        total: int,
+        *,
+        done: int = 0,
+        active: bool = True,
+        seconds_between_lines: float = 10.0,
+        verbs: tuple[str, str] = ("evaluating", "evaluated"),
+    ) -> None:
         self.total = total
         self.done = self._first = done
         self._active = active
         self._seconds = seconds_between_lines
         self._began = self._last_line = time.monotonic()
         self._bar = None
+        self._doing, self._done = verbs
 
     def __enter__(self) -> "EvaluationProgress":
         if not self._active:
@@ -34,7 +44,7 @@ class EvaluationProgress:
             logger.info("continuing after %d of %d images", self.done, self.total)
         if sys.stderr.isatty():
             self._bar = _make_bar()
-            self._row = self._bar.add_task("evaluating", total=self.total, completed=self.done, rate="")
+            self._row = self._bar.add_task(self._doing, total=self.total, completed=self.done, rate="")
             self._bar.start()
         return self
 
@@ -57,7 +67,7 @@ class EvaluationProgress:
         elif now - self._last_line >= self._seconds or self.done >= self.total:
             self._last_line = now
             left = timedelta(seconds=round((self.total - self.done) / max(rate, 1e-9)))
-            logger.info("evaluated %d/%d images  %.1f images/s  eta %s", self.done, self.total, rate, left)
+            logger.info("%s %d/%d images  %.1f images/s  eta %s", self._done, self.done, self.total, rate, left)
 
 
 def _make_bar():
