@@ -34,6 +34,15 @@ COMMANDS: tuple[Command, ...] = (
         ),
     ),
     Command(
+        name="generate",
+        summary="pictures of prompts by a text-to-image model",
+        module="tokenflow.commands.generate",
+        examples=(
+            'tokenflow generate "a red circle left of a blue square" --model runs/demo/generation/model',
+            'tokenflow generate "two stars" --model DIR --count 4 --seed 7 --steps one --output stars --preview_scales',
+        ),
+    ),
+    Command(
         name="import-checkpoint",
         summary="a checkpoint of the authors' as a folder that TokenFlowTokenizer.from_pretrained reads",
         module="tokenflow.commands.import_checkpoint",
@@ -59,9 +68,13 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         name="doctor",
-        summary="what is installed, which accelerators are in use, what is missing and how to get it",
+        summary="what is installed, in use, missing and how to get it; whether a model paints what it predicts",
         module="tokenflow.commands.doctor",
-        examples=("tokenflow doctor", "tokenflow doctor --model runs/demo/tokenizer/model --json"),
+        examples=(
+            "tokenflow doctor",
+            "tokenflow doctor --model runs/demo/tokenizer/model --json",
+            "tokenflow doctor --model runs/demo/generation/model --overfit photo.jpg",
+        ),
     ),
 )
 

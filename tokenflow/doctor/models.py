@@ -1,0 +1,162 @@
+"""A model's folder, loaded and tried: a tokenizer, or a text-to-image model with proofs that its parts agree."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from tokenflow import TextToImage, TokenFlowTokenizer
+from tokenflow.data.transforms import center_crop, to_array, to_tensor
+from tokenflow.doctor.agreement import compare_with_teacher_forcing, round_trip_of_codes
+from tokenflow.doctor.findings import GIB, Finding, findings, first_line
+from tokenflow.doctor.overfit import available_memory, memory_needed, overfit
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverfitChoice:
+    """One picture that a copy of the model must learn by heart."""
+
+    picture: Image.Image
+    prompt: str = "a picture"
+    steps: int = 200
+    """Most training steps; it ends when every code is predicted with certainty."""
+
+
+def model(folder: str | Path, *, overfit_on: OverfitChoice | None = None) -> Iterator[Finding]:
+    """What the folder holds decides what is tried."""
+    if is_text_to_image(folder):
+        yield from text_to_image(folder, overfit_on=overfit_on)
+        return
+    if overfit_on is not None:
+        raise ValueError(f"--overfit is for a text-to-image folder; {folder} is none")
+    yield from tokenizer(folder)
+
+
+def is_text_to_image(folder: str | Path) -> bool:
+    """Whether `config.json` describes a generator; False for a folder that has none."""
+    path = Path(folder) / "config.json"
+    try:
+        return path.is_file() and "generator" in json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+
+
+def tokenizer(folder: str | Path) -> Iterator[Finding]:
+    """Whether a tokenizer loads here and what a round trip costs."""
+    found = findings(f"tokenizer {folder}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        model = TokenFlowTokenizer.from_pretrained(folder).eval().to(device)
+        size = model.config.image_size
+        images = torch.zeros(1, 3, size, size, device=device)
+        codes = model.encode(images)
+        begin = time.perf_counter()
+        finite = bool(torch.isfinite(model.reconstruct(images)).all())
+        seconds = time.perf_counter() - begin
+    except (ValueError, OSError, RuntimeError) as error:
+        yield found("load", "broken", first_line(error), "give the folder that save_pretrained or a pipeline wrote")
+        return
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    yield found(
+        "load", "ok", f"{parameters / 1e6:.2f} M parameters, {size}x{size} pictures, {codes.shape[1]} codes each"
+    )
+    yield found(
+        "round trip",
+        "ok" if finite else "broken",
+        f"{seconds:.2f} s a picture on {device}, {'finite' if finite else 'not finite'}",
+        "" if finite else "the weights hold NaN or infinity: export an earlier checkpoint",
+    )
+
+
+def text_to_image(folder: str | Path, *, overfit_on: OverfitChoice | None = None) -> Iterator[Finding]:
+    """Whether a text-to-image model loads, samples what it predicts, and can learn a picture by heart; in fp32."""
+    found = findings(f"text to image {folder}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        painter = TextToImage.from_pretrained(folder).to(device)
+    except (ValueError, OSError) as error:
+        yield found(
+            "load",
+            "broken",
+            first_line(error),
+            "give what save_pretrained or gen_pretrain wrote, with its own tokenizer",
+        )
+        return
+    config = painter.generator.config
+    parameters = sum(parameter.numel() for parameter in painter.generator.parameters())
+    yield found(
+        "load",
+        "ok",
+        f"{parameters / 1e6:.1f} M parameters in {str(painter.generator.head.weight.dtype).removeprefix('torch.')}, "
+        f"{config.num_codes} codes of {config.codebook_size} on scales {', '.join(map(str, config.scales))}",
+    )
+    # Codes are compared, and bf16 rounds logits so far that many of them tie.
+    painter.generator.float()
+    if not all(bool(torch.isfinite(value).all()) for value in painter.generator.state_dict().values()):
+        yield found("weights", "broken", "NaN or infinity among them", "export an earlier checkpoint")
+        return
+    yield from _agreement(painter, found)
+    if overfit_on is not None:
+        yield _overfit(painter, found, overfit_on, parameters=parameters)
+
+
+def _agreement(painter: TextToImage, found) -> Iterator[Finding]:
+    for guidance_scale in (0.0, 7.5):
+        begin = time.perf_counter()
+        result = compare_with_teacher_forcing(painter, guidance_scale=guidance_scale)
+        seconds = time.perf_counter() - begin
+        yield found(
+            f"sampling, guidance {guidance_scale:g}",
+            "broken" if result.different else "ok",
+            f"cached greedy codes equal the teacher-forced argmax at {result.compared - result.different} of "
+            f"{result.compared} codes; {result.tied} more have a gap of at most {result.epsilon:.0e} between the best "
+            f"two logits ({seconds:.1f} s)",
+            f"first difference at scale {result.first_scale}: training and sampling compute different things. "
+            f"{_likely(result.first_scale, guidance_scale)}"
+            if result.different
+            else "",
+        )
+    shares = round_trip_of_codes(painter)
+    scales = ", ".join(f"{scale}x{scale} {share:.0%}" for scale, share in shares.scales.items())
+    yield found(
+        "codes, painted and read again",
+        "note",
+        f"{shares.overall:.0%} come back ({scales}); less at fine scales is usual: no training asks for more",
+    )
+
+
+def _likely(scale: int, guidance_scale: float) -> str:
+    if guidance_scale:
+        return "If guidance 0 agrees: how conditional and unconditional logits are combined."
+    if scale == 1:
+        return "Likely: the last text token's position or embedding, or padding that is not hidden."
+    return "Likely: accumulated features, scale or position embeddings, the mask between scales, or the cache."
+
+
+def _overfit(painter: TextToImage, found, choice: OverfitChoice, *, parameters: int) -> Finding:
+    need, have = memory_needed(parameters), available_memory(painter.device)
+    if need > have:
+        return found(
+            "overfit one picture",
+            "note",
+            f"not tried: it takes about {need / GIB:.0f} GiB, {have / GIB:.0f} GiB are free on {painter.device}",
+            "run it on a larger machine, or on a smaller model of the same recipe",
+        )
+    picture = to_array(center_crop(choice.picture, painter.tokenizer.config.image_size))
+    image = to_tensor(torch.from_numpy(picture)[None]).to(painter.device)
+    result = overfit(painter, image, prompt=choice.prompt, steps=choice.steps)
+    detail = (
+        f"{result.steps} steps, loss {result.first_loss:.2f} -> {result.last_loss:.3f}, {result.accuracy:.1%} of codes "
+        f"predicted; sampled, {result.equal:.1%} of codes and {result.psnr:.1f} dB against its reconstruction"
+    )
+    if result.equal == 1:
+        return found("overfit one picture", "ok", f"{detail}: it comes back ({result.seconds:.1f} s)")
+    if result.accuracy < 1:
+        cause = f"not learned in {result.steps} steps: give more with --overfit_steps; if the loss stays, gradients "
+        return found("overfit one picture", "broken", detail, f"{cause}do not reach the weights")
+    cause = "the loss is learned and the picture does not come back: training and sampling compute different things"
+    return found("overfit one picture", "broken", detail, f"{cause}; see the sampling checks above")
