@@ -55,7 +55,7 @@ def build(*, offset: int, text_positions: str = "field") -> Generator:
     with torch.device("meta"):
         model = Generator(dataclasses.replace(CONFIG, text_positions=text_positions))
     names = model.state_dict()
-    model.load_state_dict(from_authors(names, fill(to_authors(names), offset=offset)), assign=True)
+    model.load_state_dict(dict(from_authors(names, fill(to_authors(names), offset=offset))), assign=True)
     return model.eval()
 
 
@@ -147,7 +147,7 @@ def close_embeddings(golden: Golden, model: Generator, row: int, text: TextToken
 def close_logits(golden: Golden, row: int, logits: Tensor) -> None:
     """Rows are the image's positions and those of the closing text."""
     codes, count = slice(IMAGE_START, IMAGE_START + 64), CONFIG.num_codes
-    close = dict(atol=1e-5, rtol=0)
+    close = {"atol": 1e-5, "rtol": 0}
     torch.testing.assert_close(logits[count - 8 : count, codes], golden.array("logits_last8_img64")[row], **close)
     first = logits[list(CONFIG.scale_starts[:-1]), codes]
     torch.testing.assert_close(first, golden.array("logits_first_of_scale_img64")[row], **close)

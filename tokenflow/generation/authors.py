@@ -13,8 +13,9 @@ from tokenflow.generation.config import GeneratorConfig
 from tokenflow.generation.model import Generator
 from tokenflow.generation.presets import LLAMA_CLOSE, LLAMA_OPEN
 from tokenflow.generation.state_dict import check_authors, from_authors, to_authors
-from tokenflow.generation.weights import assign, read_weights, save_weights, write_json
-from tokenflow.language.config import LanguageConfig
+from tokenflow.generation.weights import assign, save_weights, write_json
+from tokenflow.language.hf import language_config
+from tokenflow.language.lazy_tensors import open_tensors
 from tokenflow.tokenizer.presets import SCALES_256
 
 CONFIG_FILE = "config.json"
@@ -29,34 +30,21 @@ def authors_config(values: dict[str, Any], **overrides: Any) -> GeneratorConfig:
     if missing:
         raise ValueError(f"config.json lacks {', '.join(missing)}; expected a text-to-image folder of the authors'.")
     codebook_size, vocabulary_size = values["vq_codebook_size"], values["vocab_size"]
-    heads = values["num_attention_heads"]
-    language = LanguageConfig(
-        vocabulary_size=vocabulary_size,
-        width=values["hidden_size"],
-        depth=values["num_hidden_layers"],
-        heads=heads,
-        kv_heads=values.get("num_key_value_heads") or heads,
-        head_width=values.get("head_dim") or values["hidden_size"] // heads,
-        mlp_width=values["intermediate_size"],
-        max_positions=values.get("max_position_embeddings", 4096),
-        norm_epsilon=values.get("rms_norm_eps", 1e-5),
-        rope_theta=values.get("rope_theta", 10000.0),
-        rope_scaling=values.get("rope_scaling"),
-        norm_order="post",
-        qk_norm=True,
+    # Their files keep Llama's class of configuration; that norms come after, and on heads, is in their code only.
+    language = dataclasses.replace(
+        language_config({**values, "model_type": "llama"}), norm_order="post", qk_norm=True, tie_embeddings=False
     )
     start = vocabulary_size - codebook_size
-    config = GeneratorConfig(
-        language=language,
-        scales=SCALES_256,
-        codebook_size=codebook_size,
-        code_width=40,
-        pad_token=start - 1,
-        image_token_start=start,
-        image_open=LLAMA_OPEN if start > max(LLAMA_OPEN) else (),
-        image_close=LLAMA_CLOSE if start > max(LLAMA_CLOSE) else (),
+    fields = {
+        "scales": SCALES_256,
+        "code_width": 40,
+        "image_open": LLAMA_OPEN if start > max(LLAMA_OPEN) else (),
+        "image_close": LLAMA_CLOSE if start > max(LLAMA_CLOSE) else (),
+        **overrides,
+    }
+    return GeneratorConfig(
+        language=language, codebook_size=codebook_size, pad_token=start - 1, image_token_start=start, **fields
     )
-    return dataclasses.replace(config, **overrides)
 
 
 def read_authors_folder(folder: str | Path, **overrides: Any) -> Generator:
@@ -72,8 +60,7 @@ def read_authors_folder(folder: str | Path, **overrides: Any) -> Generator:
     config = authors_config(json.loads((folder / CONFIG_FILE).read_text()), **overrides)
     with torch.device("meta"):
         generator = Generator(config)
-    weights = from_authors(generator.state_dict(), dict(read_weights(folder)))
-    assign(generator, weights, source=str(folder))
+    assign(generator, from_authors(generator.state_dict(), open_tensors(folder)), source=str(folder))
     return generator.eval()
 
 

@@ -76,7 +76,7 @@ class Generator(nn.Module):
     ) -> GeneratorOutput:
         """The training loss of images `codes` with their `features` (`tokenizer.scale_inputs(codes)`, L - 1 rows).
 
-        `text` ends with the opening tokens and is padded on the left with `pad_token`; a class prompt is one token, T = 1.
+        `text` ends with the opening tokens and is padded on the left with `pad_token`; a class prompt is one token.
         `text_lengths` are the tokens that count in each row; without them those that are not `pad_token` count (a
         class prompt: one). Raises ValueError for codes or features that do not fit the configuration.
         """
@@ -130,7 +130,7 @@ class Generator(nn.Module):
     def embed_features(self, features: Float[Tensor, "B rows C"], *, first: int = 0) -> Float[Tensor, "B rows W"]:
         """Inputs for the codes `first` + 1 onwards: projected features, with embeddings of scale and position."""
         rows = slice(first, first + features.shape[1])
-        projected = self.projector(features.to(self.projector[0].weight.dtype))
+        projected = self.projector(features.to(self.head.weight.dtype))
         positions = self._image_position(slice(rows.start + 1, rows.stop + 1))
         return projected + self.scale_embedding(self.feature_levels[rows]) + positions
 
@@ -182,13 +182,14 @@ class Generator(nn.Module):
             )
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < config.codebook_size:
             raise ValueError(
-                f"codes run from {int(codes.min())} to {int(codes.max())}; expected 0 to {config.codebook_size - 1}. Use "
-                "codes of the tokenizer that the generator was configured for, without dropped scales."
+                f"codes run from {int(codes.min())} to {int(codes.max())}; expected 0 to {config.codebook_size - 1}. "
+                "Use codes of the tokenizer that the generator was configured for, without dropped scales."
             )
-        if features.shape != (len(codes), config.num_codes - 1, config.code_width):
+        expected = (len(codes), config.num_codes - 1, config.code_width)
+        if features.shape != expected:
             raise ValueError(
-                f"features are {tuple(features.shape)}; expected {(len(codes), config.num_codes - 1, config.code_width)}, "
-                "what tokenizer.scale_inputs(codes) gives. Check code_width and scales against the tokenizer."
+                f"features are {tuple(features.shape)}; expected {expected}, what "
+                "tokenizer.scale_inputs(codes) gives. Check code_width and scales against the tokenizer."
             )
         if text.ndim != 2 or len(text) != len(codes) or not 1 <= text.shape[1] <= config.field_length:
             raise ValueError(

@@ -47,7 +47,7 @@ class SamplingConfig:
             raise ValueError(f"top_p is {self.top_p}; expected 0 to 1.")
 
     @classmethod
-    def named(cls, steps: Steps, *, codebook_size: int, **fields: object) -> SamplingConfig:
+    def named(cls, steps: str, *, codebook_size: int, **fields: object) -> SamplingConfig:
         """A preset of the paper; its top-k is cut to a smaller codebook."""
         if steps not in STEPS:
             raise ValueError(f"unknown steps {steps!r}; expected one of {', '.join(STEPS)}, or pass top_k and top_p.")
@@ -70,7 +70,7 @@ class SamplingConfig:
         """ValueError for a top-k above the codebook's size."""
         if max(self.top_k) > codebook_size:
             raise ValueError(
-                f"top_k is {self.top_k}; the codebook has {codebook_size} codes. Use at most {codebook_size}, or a preset."
+                f"top_k is {self.top_k}; the codebook has {codebook_size} codes. Use at most {codebook_size}."
             )
 
     def with_scale(self, guidance_scale: float) -> SamplingConfig:

@@ -23,7 +23,7 @@ Extent = Literal["full", "prefix"]
 
 
 class CachedPredictor:
-    """Each position is computed once; refinement steps once more. The negative prompt is computed once for all images."""
+    """Each position is computed once, refinement steps apart. The negative prompt is computed once for all images."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class CachedPredictor:
         *,
         compile: Compile = "none",
     ) -> None:
-        """Read the texts. `negative` is one row, or None without guidance; `compile` runs steps through torch.compile."""
+        """Read the texts. `negative` is one row, or None without guidance; `compile` is for the steps."""
         self._generator = generator
         self._step: Callable[..., Tensor] = generator.language.step
         if compile == "step":
@@ -109,7 +109,7 @@ class UncachedPredictor:
     ) -> None:
         self._generator, self._extent = generator, extent
         batch = len(text.lengths)
-        rows = [number for number in range(batch)]
+        rows = list(range(batch))
         if negative is not None:
             text = with_negative(text, negative)
             rows += [batch] * batch

@@ -11,7 +11,8 @@ import torch
 
 from tokenflow.generation.config import GeneratorConfig
 from tokenflow.generation.model import Generator
-from tokenflow.generation.weights import assign, read_weights, save_weights, write_json
+from tokenflow.generation.weights import assign, save_weights, write_json
+from tokenflow.language.lazy_tensors import LazyTensors, open_tensors
 from tokenflow.language.text_tokenizer import load_text_tokenizer
 from tokenflow.tokenizer.config import from_dict, to_dict
 from tokenflow.tokenizer.model import TokenFlowTokenizer
@@ -40,8 +41,13 @@ def load_generator(directory: str | Path) -> Generator:
     config = from_dict(GeneratorConfig, _description(directory)["generator"])
     with torch.device("meta"):
         generator = Generator(config)
-    assign(generator, dict(read_weights(directory)), source=str(directory))
+    assign(generator, generator_weights(directory), source=str(directory))
     return generator.eval()
+
+
+def generator_weights(directory: str | Path) -> LazyTensors:
+    """The weights of `load_generator`'s folder under `Generator`'s names, read one at a time (for sharded models)."""
+    return open_tensors(Path(directory))
 
 
 def save_text_to_image(model: TextToImage, directory: str | Path, *, image_tokenizer: ImageTokenizer) -> Path:
@@ -91,8 +97,8 @@ def _description(directory: Path) -> dict:
     description = json.loads(path.read_text())
     if "generator" not in description:
         raise ValueError(
-            f"{path} has no key 'generator'. Expected what `save_pretrained` writes; for the authors' TokenFlow-t2i use "
-            "TextToImage.from_authors."
+            f"{path} has no key 'generator'. Expected what `save_pretrained` writes; for the authors' TokenFlow-t2i "
+            "use TextToImage.from_authors."
         )
     return description
 

@@ -45,7 +45,7 @@ class Predictor(Protocol):
         """At scale `index` (from 1) with these inputs; `refine` stands in for the last ones and leaves no trace."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample_codes(
     predictor: Predictor,
     *,

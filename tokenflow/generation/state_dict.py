@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from tokenflow.generation.config import GeneratorConfig
+from tokenflow.language.lazy_tensors import LazyTensors
 
 IGNORED = ("image_token_start", "image_token_end")
 """Scalars that the authors' trainer saves and nobody reads."""
@@ -39,15 +40,18 @@ def check_authors(config: GeneratorConfig) -> None:
     """ValueError where the authors' layout cannot hold a generator."""
     if config.head_rows != "vocabulary" or config.language.vocabulary_size != config.vocabulary_size:
         raise ValueError(
-            f"the authors' checkpoints hold all {config.vocabulary_size} ids in embeddings and head; this generator has "
-            f"{config.language.vocabulary_size} embeddings and head_rows={config.head_rows!r}."
+            f"the authors' checkpoints hold all {config.vocabulary_size} ids in embeddings and head; this generator "
+            f"has {config.language.vocabulary_size} embeddings and head_rows={config.head_rows!r}."
         )
     if config.language.norm_order != "post" or not config.language.qk_norm:
         raise ValueError("the authors' transformer has norm_order='post' and qk_norm=True; this generator has not.")
 
 
-def from_authors(names: Iterable[str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint of the authors' under our `names`; a missing or an unexpected key is a ValueError naming some."""
+def from_authors(names: Iterable[str], state: Mapping[str, Tensor]) -> LazyTensors:
+    """A checkpoint of the authors' under our `names`, each tensor read when it is asked for.
+
+    A missing or an unexpected key is a ValueError naming some.
+    """
     table = {authors_name(name): name for name in names}
     # Older transformers kept the rotary frequencies as a buffer.
     found = {key for key in state if key not in IGNORED and not key.endswith("rotary_emb.inv_freq")}
@@ -57,7 +61,7 @@ def from_authors(names: Iterable[str], state: Mapping[str, Tensor]) -> dict[str,
             f"the weights do not fit: {len(missing)} keys missing {missing[:5]}, {len(unexpected)} unexpected "
             f"{unexpected[:5]}. Check that the configuration is the one the weights were made for."
         )
-    return {ours: state[theirs] for theirs, ours in table.items()}
+    return LazyTensors({ours: (lambda key=theirs: state[key]) for theirs, ours in table.items()})
 
 
 def to_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

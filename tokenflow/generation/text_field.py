@@ -70,7 +70,7 @@ class TextField:
     def encode(self, caption: str, *, warn: bool = False) -> list[int]:
         """Token ids of one caption: cut to `text_length`, then the opening tokens.
 
-        An empty caption is BOS alone, or `pad_token` where the tokenizer has no BOS. With `warn`, what is cut is logged.
+        An empty caption is BOS alone, or `pad_token` where the tokenizer has none. With `warn`, what is cut is logged.
         """
         ids = list(self.text_tokenizer(caption)["input_ids"])
         eos = self.text_tokenizer.eos_token_id

@@ -13,6 +13,7 @@ from torch import Tensor
 from tokenflow.generation.choosing import ImageStreams
 from tokenflow.generation.model import Generator
 from tokenflow.generation.options import SamplingConfig, Schedule, Steps
+from tokenflow.generation.packing import Weights, for_sampling
 from tokenflow.generation.predictors import CachedPredictor, Compile
 from tokenflow.generation.sampling import SamplingProgress, check_match, sample_codes
 from tokenflow.generation.text_field import TextField, TextTokens, class_tokens
@@ -55,6 +56,7 @@ class TextToImage:
         self.generator = generator.eval()
         self.tokenizer = tokenizer.eval()
         self.text_tokenizer = text_tokenizer
+        self._packed: tuple[object, Generator] | None = None
         self._field = None if text_tokenizer is None else TextField(text_tokenizer, generator.config)
 
     @classmethod
@@ -118,7 +120,7 @@ class TextToImage:
         codes = self.generate_codes(prompts, stop_after_scale=stop_after_scale, **options)
         return self.tokenizer.decode(codes)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate_codes(
         self,
         prompts: Prompts,
@@ -133,6 +135,7 @@ class TextToImage:
         first_image: int = 0,
         stop_after_scale: int | None = None,
         compile: Compile = "none",
+        weights: Weights = "auto",
         progress: Callable[[SamplingProgress], None] | None = None,
     ) -> Int[Tensor, "B L"]:
         """Codes of prompts; `tokenizer.decode` shows them.
@@ -149,6 +152,9 @@ class TextToImage:
             first_image: Index of the first prompt's image; of the next ones, the numbers after it.
             stop_after_scale: Number of scales to paint; None for all.
             compile: `step` runs each step through torch.compile.
+            weights: `packed` keeps a second copy of the matrices in a layout that is faster on a CPU in fp32; `auto`
+                does so for models up to 2 GB. Changes of the weights by optimisers are seen, through `.data` they are
+                not: use `plain` while such a thing happens.
             progress: Called after every step.
 
         Raises:
@@ -163,9 +169,11 @@ class TextToImage:
         text = self._read(prompts)
         without_guidance = not any(config.strengths(len(self.generator.config.scales))[:num_scales])
         negative = None if without_guidance else self._read_negative(negative_prompt)
+        # A compiled step lays its matrices out by itself.
+        generator = self._for_sampling("plain" if compile == "step" and weights == "auto" else weights)
         return sample_codes(
-            CachedPredictor(self.generator, text, negative, compile=compile),
-            generator=self.generator,
+            CachedPredictor(generator, text, negative, compile=compile),
+            generator=generator,
             quantizer=self.tokenizer.quantizer,
             config=config,
             streams=ImageStreams(seed=seed, indices=range(first_image, first_image + len(prompts))),
@@ -173,6 +181,13 @@ class TextToImage:
             num_scales=num_scales,
             progress=progress,
         )
+
+    def _for_sampling(self, weights: Weights) -> Generator:
+        state = (weights, [(p.data_ptr(), p._version) for p in self.generator.parameters()])
+        if self._packed is None or self._packed[0] != state:
+            self._packed = None  # the old copy goes before the new one comes
+            self._packed = (state, for_sampling(self.generator, weights))
+        return self._packed[1]
 
     def _sampling(
         self, steps: Steps, top_k: tuple[int, ...] | None, top_p: tuple[float, ...] | None, **guidance: Any

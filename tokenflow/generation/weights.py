@@ -1,19 +1,18 @@
-"""Weights in safetensors files of at most 5 GB, read one tensor at a time and written so that nothing is half there."""
+"""Weights in safetensors files of at most 5 GB, written so that nothing is half there, and put into models."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-INDEX_FILE = "model.safetensors.index.json"
+from tokenflow.language.lazy_tensors import SAFETENSORS_INDEX
+
 SHARD_SIZE = "5GB"
 
 
@@ -33,11 +32,11 @@ def save_weights(state: Mapping[str, Tensor], directory: Path, *, shard_size: st
     files = list(split.filename_to_tensors)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (directory / f".{INDEX_FILE}.partial").write_text(json.dumps(index, indent=2) + "\n")
-        files.append(INDEX_FILE)
+        (directory / f".{SAFETENSORS_INDEX}.partial").write_text(json.dumps(index, indent=2) + "\n")
+        files.append(SAFETENSORS_INDEX)
     for file in files:
         os.replace(directory / f".{file}.partial", directory / file)
-    for old in (*directory.glob("model*.safetensors"), directory / INDEX_FILE):
+    for old in (*directory.glob("model*.safetensors"), directory / SAFETENSORS_INDEX):
         if old.name not in files:
             old.unlink(missing_ok=True)
     return files
@@ -50,30 +49,9 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
     os.replace(partial, path)
 
 
-def read_weights(directory: Path) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor, one after another, of the safetensors or, where there are none, the .bin files of a folder.
-
-    Raises:
-        FileNotFoundError: There are neither.
-    """
-    index = directory / INDEX_FILE
-    if index.is_file():
-        files = [directory / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    else:
-        files = sorted(directory.glob("*.safetensors")) or sorted(directory.glob("pytorch_model*.bin"))
-    if not files:
-        raise FileNotFoundError(f"{directory} holds no weights: expected *.safetensors or pytorch_model*.bin.")
-    for file in files:
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as content:
-                for name in content.keys():  # noqa: SIM118 - the file is no dictionary
-                    yield name, content.get_tensor(name)
-        else:
-            yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
-
-
 def assign(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
     """Put `weights` in place of a model's parameters (which may be on `meta`); strict about names and shapes."""
+    weights = dict(weights.items())
     for name, wanted in model.state_dict().items():
         if name in weights and weights[name].shape != wanted.shape:
             raise ValueError(
