@@ -153,6 +153,7 @@ def codes_of(config: DataConfig) -> CodesDescription | None:
 def _only(found: list[CodesDescription | None], names: list[str]) -> CodesDescription | None:
     for name, description in zip(names, found, strict=True):
         if description != found[0]:
-            kinds = [f"{n} holds {d or 'pictures'}" for n, d in ((names[0], found[0]), (name, description))]
+            pairs = ((names[0], found[0]), (name, description))
+            kinds = [f"{path} holds {f'codes of {codes}' if codes else 'pictures'}" for path, codes in pairs]
             raise ValueError(f"{kinds[0]}, but {kinds[1]}. A run reads pictures, or codes of one tokenizer.")
     return found[0]
