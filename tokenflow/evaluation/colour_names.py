@@ -1,4 +1,4 @@
-"""The colour of a detected object, one of GenEval's ten: by CLIP, as GenEval does, or by the nearest palette colour."""
+"""The colour of a detected object, one of GenEval's ten: by CLIP, as GenEval does, or by the nearest fixed shade."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,18 +18,19 @@ ColourRule = Literal["clip", "palette"]
 BACKGROUND = 0x99
 """Grey that stands where an object's mask is not."""
 
-PALETTE: dict[str, tuple[int, int, int]] = {
-    "red": (205, 35, 35),
-    "orange": (240, 135, 30),
-    "yellow": (240, 215, 50),
-    "green": (50, 140, 60),
-    "blue": (45, 90, 195),
-    "purple": (125, 60, 160),
-    "pink": (240, 150, 185),
-    "brown": (115, 72, 42),
-    "black": (25, 25, 25),
-    "white": (240, 240, 240),
+PALETTE: dict[str, tuple[tuple[int, int, int], ...]] = {
+    "red": ((205, 35, 35), (255, 0, 0), (140, 20, 25)),
+    "orange": ((240, 135, 30), (255, 165, 0)),
+    "yellow": ((240, 215, 50), (255, 255, 0)),
+    "green": ((50, 140, 60), (0, 200, 0), (25, 80, 35), (150, 200, 90)),
+    "blue": ((45, 90, 195), (0, 0, 255), (25, 35, 110), (110, 180, 235)),
+    "purple": ((125, 60, 160), (128, 0, 128), (175, 120, 210)),
+    "pink": ((240, 150, 185), (255, 105, 180)),
+    "brown": ((115, 72, 42), (80, 50, 30), (160, 110, 70)),
+    "black": ((25, 25, 25), (0, 0, 0)),
+    "white": ((240, 240, 240), (255, 255, 255), (215, 215, 215)),
 }
+"""Some shades of each colour, sRGB."""
 
 
 class PictureColours(Protocol):
@@ -42,15 +43,16 @@ class PictureColours(Protocol):
 
 
 class PaletteColours:
-    """The palette colour nearest to the median of the object's pixels in CIELAB; no weights, and not GenEval's rule."""
+    """The shade nearest to the median of the object's pixels in CIELAB; no weights, and not GenEval's rule."""
 
-    name = "palette: nearest of ten fixed colours in CIELAB to the median pixel (not GenEval's CLIP)"
+    name = "palette: nearest of some fixed shades in CIELAB to the median pixel (not GenEval's CLIP)"
 
     def __call__(self, picture: Picture, objects: Sequence[Detection]) -> list[str]:
         """See `PictureColours`."""
-        anchors = to_lab(np.array([PALETTE[name] for name in COLOURS], np.float64))
+        names = [name for name, shades in PALETTE.items() for _ in shades]
+        anchors = to_lab(np.array([shade for shades in PALETTE.values() for shade in shades]))
         medians = [np.median(_pixels(picture, item), axis=0) for item in objects]
-        return [COLOURS[int(np.linalg.norm(anchors - to_lab(median), axis=-1).argmin())] for median in medians]
+        return [names[int(np.linalg.norm(anchors - to_lab(median), axis=-1).argmin())] for median in medians]
 
 
 class ClipColours:

@@ -65,7 +65,7 @@ class Detector:
         sizes = [picture.shape[:2]]
         if self.kind in BY_TEXT:
             texts = [[f"a photo of a {name}" for name in self.classes]]
-            inputs = self.processor(text=texts, images=image, return_tensors="pt").to(self.device)
+            inputs = self.processor(text=texts, images=image, truncation=True, return_tensors="pt").to(self.device)
             found = self.processor.post_process_grounded_object_detection(
                 self.model(**inputs), threshold=self.least, target_sizes=sizes
             )[0]

@@ -40,7 +40,7 @@ class DetectorChoice:
     model: str | None = SUGGESTED
     """Folder or hub id of a transformers detector; "not measured" where it cannot be had."""
     colours: ColourRule = "clip"
-    """`clip`: zero-shot CLIP as in GenEval; `palette`: the nearest of ten fixed colours, which needs no weights."""
+    """`clip`: zero-shot CLIP as in GenEval; `palette`: the nearest of some fixed shades, which needs no weights."""
     clip_model: str = "ViT-L-14"
     """open_clip's name of the CLIP."""
     clip_weights: str | None = None
