@@ -63,7 +63,8 @@ class RewritingConfig:
             raise ValueError(f"rewriting.url is {self.url!r}; expected http://... or https://...")
         if self.attempts < 1 or self.max_tokens < 1 or not self.timeout_seconds > 0 or self.pause_seconds < 0:
             raise ValueError(
-                "rewriting: attempts, max_tokens and timeout_seconds must be positive, pause_seconds not below 0"
+                f"rewriting: attempts {self.attempts}, max_tokens {self.max_tokens}, timeout_seconds "
+                f"{self.timeout_seconds}, pause_seconds {self.pause_seconds}; expected the first three above 0"
             )
 
 
