@@ -95,6 +95,13 @@ def test_a_trained_text_tokenizer_is_kept_by_what_learned_with_it_and_made_anew_
         assert (launch.output / "text_tokenizer" / "tokenizer.model").read_bytes() == content
 
 
+def test_captions_that_will_be_cut_are_announced(world, tmp_path, caplog):
+    build_text_tokenizer(recipe_of(world, text_vocabulary=512), launch_of(tmp_path / "a"))
+    assert not caplog.records
+    build_text_tokenizer(recipe_of(world, text_vocabulary=300), launch_of(tmp_path / "b"))
+    assert "of the captions are longer than text_length 24" in caplog.text
+
+
 def test_a_new_decoder_leaves_the_fingerprint_and_a_new_encoder_or_codebook_does_not(world):
     tokenizer = TokenFlowTokenizer.from_pretrained(world / "tokenizer")
     before = fingerprint(tokenizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import re
@@ -23,10 +24,14 @@ from tokenflow.train import distributed
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 TEXT_FOLDER = "text_tokenizer"
 _STREAM = 0x7E47
 """Keeps these draws apart from the loader's, which come from the same seed."""
 _SENTENCE = re.compile(r".*?(?:[.!?]+(?=\s|$)|[。！？])", re.DOTALL)
+_MEASURED = 2000
+"""Captions whose length is looked at."""
 _LABELS = ("cls", "label", "class")
 
 
@@ -165,8 +170,20 @@ def _earlier_tokenizer(launch: Launch) -> Path | None:
 
 
 def _train(recipe: GenerationRecipe, folder: Path) -> None:
-    captions = read_captions(recipe.data, at_most=recipe.text_captions)
+    captions = list(read_captions(recipe.data, at_most=recipe.text_captions))
     train_sentencepiece(captions, folder, vocabulary_size=recipe.text_vocabulary)
+    tokenizer, limit = load_text_tokenizer(folder), recipe.model.config().text_length
+    lengths = [len(tokenizer(caption)["input_ids"]) for caption in captions[:_MEASURED]]
+    cut = sum(length > limit for length in lengths) / len(lengths)
+    logger.info("text tokenizer of %d tokens; a caption has up to %d of them", len(tokenizer), max(lengths))
+    if cut:
+        logger.warning(
+            "%.1f %% of the captions are longer than text_length %d and will be cut. Raise text_vocabulary (%d) or "
+            "model.text_length.",
+            100 * cut,
+            limit,
+            recipe.text_vocabulary,
+        )
 
 
 def _replace(folder: Path, make: Any) -> None:

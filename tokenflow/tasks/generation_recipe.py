@@ -92,7 +92,7 @@ class GenerationRecipe:
     text_tokenizer: str | None = None
     """Folder or hub id, or `train`: a small sentencepiece model of the training captions, made once and kept in the
     run's folder. Null: that of `language`, or `train` without one. Class prompts have none."""
-    text_vocabulary: int = 320
+    text_vocabulary: int = 512
     """Tokens at most of a tokenizer that is trained here."""
     text_captions: int = 100_000
     """Samples of each source whose captions it is trained on."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +12,13 @@ import torch
 from torch import Tensor
 
 from tokenflow.config import read_json
+from tokenflow.generation.backbone import backbone_weights
 from tokenflow.generation.config import GeneratorConfig
 from tokenflow.generation.model import Generator
 from tokenflow.language.config import LanguageConfig
 from tokenflow.language.hf import HfLanguage, language_config
 from tokenflow.language.lazy_tensors import LazyTensors
-from tokenflow.language.vocabulary import NewRows, extend_rows
+from tokenflow.language.vocabulary import NewRows
 from tokenflow.tasks.generation_recipe import GenerationRecipe
 
 if TYPE_CHECKING:
@@ -70,37 +70,14 @@ def local_language_config(source: str | None) -> LanguageConfig | None:
 def initial_weights(config: GeneratorConfig, checkpoint: HfLanguage, *, new_rows: NewRows, seed: int) -> LazyTensors:
     """Every weight of a generator by name, for `Engine(weights=...)`: no more than one is in memory.
 
-    The transformer's are the checkpoint's. Embedding table and head keep the rows of the text ids and get new ones.
     What the checkpoint lacks starts as in a new model, from a draw of its own: norms at one, biases at zero, matrices
     normal with deviation 0.02.
     """
+    known = backbone_weights(config, checkpoint, new_rows=new_rows)
     with torch.device("meta"):
-        state = Generator(config).state_dict()
-    text = config.image_token_start - 1
-    readers: dict[str, Callable[[], Tensor]] = {}
-    for name, value in state.items():
-        inner = name.removeprefix("language.")
-        if name == "head.weight":
-            readers[name] = partial(_head, checkpoint, config, text=text, new_rows=new_rows, seed=seed)
-        elif name == "language.embed_tokens.weight":
-            rows = partial(extend_rows, rows=len(value), initialisation=new_rows, seed=seed)
-            readers[name] = partial(_known_then, checkpoint.weights, inner, text, rows)
-        elif inner in checkpoint.weights and inner != name:
-            readers[name] = partial(checkpoint.weights.__getitem__, inner)
-        else:
-            readers[name] = partial(_new_weight, name, tuple(value.shape), seed=seed)
-    return LazyTensors(readers)
-
-
-def _known_then(weights: LazyTensors, name: str, text: int, extend: Callable[[Tensor], Tensor]) -> Tensor:
-    return extend(weights[name][:text])
-
-
-def _head(checkpoint: HfLanguage, config: GeneratorConfig, *, text: int, new_rows: NewRows, seed: int) -> Tensor:
-    """The checkpoint's language head for text, new rows for `[PAD]` and the codes."""
-    (known,) = checkpoint.head.values()
-    whole = extend_rows(known[:text], rows=config.vocabulary_size, initialisation=new_rows, seed=seed)
-    return whole if config.head_rows == "vocabulary" else whole[config.image_token_start :]
+        shapes = {name: tuple(value.shape) for name, value in Generator(config).state_dict().items()}
+    new = {n: partial(_new_weight, n, shape, seed=seed) for n, shape in shapes.items() if n not in known}
+    return known.joined(LazyTensors(new))
 
 
 def _new_weight(name: str, shape: tuple[int, ...], *, seed: int) -> Tensor:
