@@ -111,7 +111,10 @@ def load_colours(
         return NotMeasured(f"CLIP's weights {clip_weights} are not there: give --detector.clip_weights a file")
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(clip_model, pretrained=clip_weights or "openai")
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        # open_clip wraps a failed download; any other RuntimeError is no matter of weights.
+        if isinstance(error, RuntimeError) and not isinstance(error.__cause__, OSError):
+            raise
         first = (str(error).splitlines() or [type(error).__name__])[0]
         return NotMeasured(
             f"CLIP {clip_model} cannot be had ({first}): give --detector.clip_weights a file, or --detector.colours "

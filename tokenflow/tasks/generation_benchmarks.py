@@ -84,11 +84,12 @@ class _Scorers:
         self.colours: PictureColours | NotMeasured = NotMeasured("not asked for")
         if recipe.of == "geneval":
             self.detector = load_detector(choice.model, device=device)
-            self.colours = load_colours(
-                choice.colours, clip_model=choice.clip_model, clip_weights=choice.clip_weights, device=device
-            )
-            if isinstance(self.colours, NotMeasured):
-                self.detector = self.colours
+            if not isinstance(self.detector, NotMeasured):
+                self.colours = load_colours(
+                    choice.colours, clip_model=choice.clip_model, clip_weights=choice.clip_weights, device=device
+                )
+                if isinstance(self.colours, NotMeasured):
+                    self.detector = self.colours
         self.reward: Reward | NotMeasured = NotMeasured("not asked for")
         if recipe.image_reward.use == "installed":
             self.reward = load_image_reward(recipe.image_reward.weights, device=device)
