@@ -110,11 +110,12 @@ def test_ranks_and_batches_change_no_mark(world_size, batch_size):
     assert np.array_equal(sum(parts), whole)
 
 
-def test_fewer_prompts_are_asked_only_far_from_the_main_setting():
-    asked = plan(prompts_per_kind=5, table_prompts_per_kind=2)
+def test_fewer_prompts_are_asked_where_nothing_is_compared_with_the_main_setting():
+    asked = plan(prompts_per_kind=5, table_prompts_per_kind=2, steps=("single-step", "two-step"))
     sizes = {(s.steps, s.guidance_scale): len(asked.asked(s, MAIN)) for s in asked.settings(MAIN)}
     assert sizes == {
-        ("three-step", 2.0): 50, ("three-step", 0.0): 50, ("single-step", 2.0): 50, ("single-step", 0.0): 20,
+        ("three-step", 2.0): 50, ("three-step", 0.0): 20, ("single-step", 2.0): 50, ("single-step", 0.0): 20,
+        ("two-step", 2.0): 20, ("two-step", 0.0): 20,
     }  # fmt: skip
 
 

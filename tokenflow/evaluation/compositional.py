@@ -40,7 +40,8 @@ class CompositionalPlan:
     guidance_scales: tuple[float, ...] = (0.0, 2.5, 7.5)
     """Strengths of guidance in the table; the recipe's own is added."""
     table_prompts_per_kind: int | None = None
-    """Prompts a kind where neither sampler nor guidance is the recipe's own, to save time; all when null."""
+    """Prompts a kind in the rest of the table, to save time: all but the main sampler and guidance, and single- and
+    multi-step at that guidance; `prompts_per_kind` when null."""
     gallery_images: int = 6
     """Pictures of one prompt in each row of the grid; not counted in any number."""
     batch_size: int = 32
@@ -73,9 +74,11 @@ class CompositionalPlan:
         return [main, *(setting for setting in table if setting != main)]
 
     def asked(self, setting: Sampling, main: Sampling) -> list["Question"]:
-        """The questions of a setting: all where it shares the main sampler or guidance, else the first of each kind."""
-        all_of_them = setting.steps == main.steps or setting.guidance_scale == main.guidance_scale
-        count = self.prompts_per_kind if all_of_them else self.table_prompts_per_kind or self.prompts_per_kind
+        """The questions of a setting: all for the main one and the single- and multi-step it is compared with."""
+        compared = (main.steps, SINGLE_STEP, multi_steps(main))
+        count = self.prompts_per_kind
+        if setting.guidance_scale != main.guidance_scale or setting.steps not in compared:
+            count = self.table_prompts_per_kind or count
         return [question for question in self.questions() if question.number < count]
 
 
