@@ -38,6 +38,19 @@ class GeneratorOutput(NamedTuple):
     """Share of right codes of each scale; no gradient."""
 
 
+class FeatureLinear(nn.Linear):
+    """A linear layer that starts normal with a given deviation, bias zero."""
+
+    def __init__(self, inputs: int, outputs: int, *, deviation: float) -> None:
+        self.deviation = deviation
+        super().__init__(inputs, outputs)
+
+    def reset_parameters(self) -> None:
+        """Draw the initial weights."""
+        nn.init.normal_(self.weight, std=self.deviation)
+        nn.init.zeros_(self.bias)
+
+
 class Generator(nn.Module):
     """A causal transformer with what it needs to read and to predict images.
 
@@ -50,10 +63,17 @@ class Generator(nn.Module):
         self.config = config
         width = config.language.width
         self.language = CausalTransformer(config.language)
-        self.projector = nn.Sequential(nn.Linear(config.code_width, width), nn.GELU(), nn.Linear(width, width))
+        deviation = config.language.embedding_deviation
+        # Features are about two unit vectors long, and GELU lets two thirds of a normal input's size through: what
+        # leaves the projector begins as strong as an embedding.
+        self.projector = nn.Sequential(
+            FeatureLinear(config.code_width, width, deviation=0.7),
+            nn.GELU(),
+            FeatureLinear(width, width, deviation=1.5 * deviation / width**0.5),
+        )
         # Row 0 is text; row i+1 is scale i, of the inputs of scale i (row 1 is never used, as in the authors').
-        self.scale_embedding = TokenEmbedding(len(config.scales) + 1, width)
-        self.image_positions = TokenEmbedding(config.num_codes, width)
+        self.scale_embedding = TokenEmbedding(len(config.scales) + 1, width, deviation=deviation)
+        self.image_positions = TokenEmbedding(config.num_codes, width, deviation=deviation)
         codes_only = config.head_rows == "codes"
         self.head = Head(
             rows=config.codebook_size if codes_only else config.vocabulary_size,

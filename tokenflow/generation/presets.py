@@ -53,7 +53,13 @@ def nano(*, text_vocabulary: int = 256) -> GeneratorConfig:
     """The generator of the built-in world; two CPU cores train it. `text_vocabulary` without `[PAD]`."""
     return GeneratorConfig(
         language=_language(
-            width=128, depth=4, heads=4, mlp_width=384, vocabulary_size=text_vocabulary + 1, max_positions=256
+            width=128,
+            depth=4,
+            heads=4,
+            mlp_width=384,
+            vocabulary_size=text_vocabulary + 1,
+            max_positions=256,
+            embedding_deviation=1.0,
         ),
         scales=(1, 2, 4, 8),
         codebook_size=256,
@@ -69,7 +75,15 @@ def nano(*, text_vocabulary: int = 256) -> GeneratorConfig:
 def _class_conditional() -> GeneratorConfig:
     """Fig. 6: a transformer of VAR's depth-16 size, prompted by one of ImageNet's classes."""
     return GeneratorConfig(
-        language=_language(width=1024, depth=16, heads=16, mlp_width=2752, vocabulary_size=1001, max_positions=1024),
+        language=_language(
+            width=1024,
+            depth=16,
+            heads=16,
+            mlp_width=2752,
+            vocabulary_size=1001,
+            max_positions=1024,
+            embedding_deviation=1.0,
+        ),
         scales=SCALES_256,
         codebook_size=32768,
         code_width=40,

@@ -48,6 +48,9 @@ class LanguageConfig:
     """`pre`: x + attention(norm(x)), as in Llama; `post`: x + norm(attention(x)), re-ordered (section 3.3)."""
     qk_norm: bool = False
     """RMSNorm (epsilon 1e-6) of every query and key head before the rotation (paper, section 3.3)."""
+    embedding_deviation: float = 0.02
+    """Deviation with which embeddings begin in a new model: 0.02 as Llama's. With `post` norms, which add vectors of
+    length sqrt(width) whatever their input, 1 lets text and positions be heard from the first step."""
     max_positions: int = 4096
     """Longest row; a statement about the weights, nothing is allocated by it."""
     attention: AttentionBackend = "auto"

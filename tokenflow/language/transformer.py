@@ -30,34 +30,37 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Rotary = tuple[Tensor, Tensor]
 Keep = Literal["append", "refine", "discard"]
 
-_INITIAL_DEVIATION = 0.02
 _QK_NORM_EPSILON = 1e-6
 
 
 class Projection(nn.Linear):
-    """A linear layer that starts as Llama's do: normal with deviation 0.02, bias zero."""
+    """A linear layer that starts normal with deviation 1 / sqrt(inputs), near Llama's 0.02 at its width; bias zero."""
 
     def reset_parameters(self) -> None:
         """Draw the initial weights."""
-        nn.init.normal_(self.weight, std=_INITIAL_DEVIATION)
+        nn.init.normal_(self.weight, std=self.in_features**-0.5)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
 
 class TokenEmbedding(nn.Embedding):
-    """An embedding table that starts as Llama's does: normal with deviation 0.02."""
+    """An embedding table that starts normal with a given deviation."""
+
+    def __init__(self, rows: int, width: int, *, deviation: float) -> None:
+        self.deviation = deviation
+        super().__init__(rows, width)
 
     def reset_parameters(self) -> None:
         """Draw the initial weights."""
-        nn.init.normal_(self.weight, std=_INITIAL_DEVIATION)
+        nn.init.normal_(self.weight, std=self.deviation)
 
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm with a learned scale, in fp32."""
 
-    def __init__(self, width: int, *, epsilon: float) -> None:
+    def __init__(self, width: int, *, epsilon: float, start: float = 1.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.full((width,), start))
         self.epsilon = epsilon
 
     def forward(self, x: Float[Tensor, "... C"]) -> Float[Tensor, "... C"]:
@@ -113,8 +116,10 @@ class DecoderLayer(nn.Module):
         self.norm_order = config.norm_order
         self.self_attn = SelfAttention(config)
         self.mlp = FeedForward(config)
-        self.input_layernorm = RMSNorm(config.width, epsilon=config.norm_epsilon)
-        self.post_attention_layernorm = RMSNorm(config.width, epsilon=config.norm_epsilon)
+        # What is added is of the norm's size: all layers together begin as strong as the embeddings.
+        start = (2 * config.depth) ** -0.5 if config.norm_order == "post" else 1.0
+        self.input_layernorm = RMSNorm(config.width, epsilon=config.norm_epsilon, start=start)
+        self.post_attention_layernorm = RMSNorm(config.width, epsilon=config.norm_epsilon, start=start)
 
     def forward(self, x: Tensor, *, rotary: Rotary, attend: Attend) -> Tensor:
         """Next hidden states of x [B, L, W]."""
@@ -139,7 +144,7 @@ class CausalTransformer(nn.Module):
             device = "cuda" if torch.cuda.is_available() else "cpu"
             resolve_backend(config.attention, device=device)
         self.config = config
-        self.embed_tokens = TokenEmbedding(config.vocabulary_size, config.width)
+        self.embed_tokens = TokenEmbedding(config.vocabulary_size, config.width, deviation=config.embedding_deviation)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.depth))
         self.norm = RMSNorm(config.width, epsilon=config.norm_epsilon)
 

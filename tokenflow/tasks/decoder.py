@@ -52,7 +52,7 @@ def build_engines(recipe: DecoderRecipe, launch: Launch, *, tokenizer: TokenFlow
     if launch.init_from is not None:
         raise ValueError(
             f"--init_from is {launch.init_from}, but this stage starts from a whole tokenizer: give its folder as "
-            "--tokenizer. Its decoder is trained further as it is with --decoder.channel_factor 1 --decoder.block_factor 1."
+            "--tokenizer. With --decoder.channel_factor 1 --decoder.block_factor 1 its decoder is trained at its size."
         )
     common: dict[str, Any] = {
         "train": recipe.train,

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tokenflow.config import Launch
 from tokenflow.data import EvaluationBatches, to_uint8
+from tokenflow.data.hashing import mix
 from tokenflow.evaluation.grid import tile
 from tokenflow.generation.config import GeneratorConfig
-from tokenflow.generation.model import Generator, GeneratorOutput
+from tokenflow.generation.model import Generator
+from tokenflow.generation.refinement import with_guesses
 from tokenflow.generation.text_field import TextField, TextTokens
 from tokenflow.generation.text_to_image import TextToImage
 from tokenflow.language.hf import HfLanguage, load_hf_language
@@ -54,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 GENERATOR = "generator"
 _COLUMNS = 8
+_GUESSES = 0x6E55
+"""Keeps the draws of guesses apart from others of the same seed."""
 
 
 class GenerationParts:
@@ -199,7 +202,18 @@ class GenerationTask:
     def train_step(self, engines: Engines, batch: Mapping[str, Any], state: TrainState) -> Metrics:
         """Codes and their features, then the transformer's forward and backward."""
         engine = engines[GENERATOR]
-        output = self._forward(engine, batch_codes(self.parts.tokenizer, batch), self.prompts.training(batch))
+        codes = batch_codes(self.parts.tokenizer, batch)
+        features = with_guesses(
+            self.parts.tokenizer.scale_inputs(codes),
+            codes,
+            lookup=self.parts.tokenizer.quantizer.quantizer.lookup,
+            scales=self.parts.config.scales,
+            codebook_size=self.parts.config.codebook_size,
+            probability=self.recipe.refinement,
+            seeds=[mix(seed, _GUESSES) for seed in batch["sample_seed"].tolist()],
+        )
+        text = self.prompts.training(batch)
+        output = engine(text.ids.to(self.device), codes, features, text_lengths=text.lengths)
         engine.backward(output.loss)
         return {
             "loss": output.loss.detach(),
@@ -220,10 +234,6 @@ class GenerationTask:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Nothing to restore."""
 
-    def _forward(self, model: Any, codes: Tensor, text: TextTokens) -> GeneratorOutput:
-        features = self.parts.tokenizer.scale_inputs(codes)
-        return model(text.ids.to(self.device), codes, features, text_lengths=text.lengths)
-
     def _measure(self, engine: Engine) -> dict[str, float]:
         """Means over the images of all ranks. Every rank runs the module equally often, as ZeRO-3 needs."""
         totals = torch.zeros(3 + 2 * len(self.parts.config.scales), dtype=torch.float64, device=self.device)
@@ -235,7 +245,9 @@ class GenerationTask:
             rows = torch.nonzero(mask if mask.any() else torch.arange(len(mask)) == 0)[:, 0]
             text = TextTokens(text.ids[rows], tuple(text.lengths[row] for row in rows.tolist()))
             with engine.autocast():
-                output = self._forward(engine.module, codes[rows.to(self.device)], text)
+                chosen = codes[rows.to(self.device)]
+                features = self.parts.tokenizer.scale_inputs(chosen)
+                output = engine.module(text.ids.to(self.device), chosen, features, text_lengths=text.lengths)
             means = [output.loss[None], output.accuracy[None], output.scale_losses, output.scale_accuracies]
             totals += int(mask.sum()) * torch.cat([torch.ones(1, device=self.device), *means]).double()
         count, *sums = distributed.sum_over_ranks(totals).tolist()

@@ -100,6 +100,9 @@ class GenerationRecipe:
     """Probability that a sample is trained without its caption (or class), for guidance."""
     first_sentence: float = 0.2
     """Probability that only the first sentence of a caption is used (paper, section 4.1)."""
+    refinement: float = 0.0
+    """Probability that a sample also teaches refinement steps: at one scale its input holds a guess of the scale's own
+    codes, right in part. 0 is the paper's training, whose model meets such inputs only when it samples."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Of the generator; vectors (norms, biases) are not decayed."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -114,7 +117,7 @@ class GenerationRecipe:
     """MLflow."""
 
     def __post_init__(self) -> None:
-        for name in ("caption_drop", "first_sentence"):
+        for name in ("caption_drop", "first_sentence", "refinement"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a probability, such as 0.1")
         if self.text_vocabulary < 1 or self.text_captions < 1 or self.evaluation_images < 1:
