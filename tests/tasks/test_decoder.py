@@ -1,20 +1,28 @@
 """What stage 2 builds, without running it."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tokenflow import TokenFlowTokenizer
-from tokenflow.config import RECIPES, load_recipe
-from tokenflow.tasks.decoder import build_decoder
+from tokenflow.config import RECIPES, Launch, load_recipe
+from tokenflow.tasks.decoder import DecoderTask, build_decoder
+from tokenflow.tasks.decoder_plan import plan
 from tokenflow.tasks.decoder_recipe import DecoderChoice, DecoderRecipe
+from tokenflow.tokenizer.losses import TokenizerLossConfig
 from tokenflow.tokenizer.presets import preset
+from tokenflow.train import TrainState
 
 
 def recipe(**decoder) -> DecoderRecipe:
     shipped = load_recipe(DecoderRecipe, RECIPES / "decoder_finetune" / "nano.yaml")
     return dataclasses.replace(shipped, decoder=DecoderChoice(**decoder))
+
+
+def parse_launch(output) -> Launch:
+    return Launch(output=output, ds_config=None, resume="auto", init_from=None, dry_run=True)
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +49,47 @@ def test_a_decoder_that_starts_at_random_has_the_size_and_not_the_function(token
 
 
 def test_doubling_tokenflow_b_gives_the_authors_enhanced_decoder():
-    doubled = DecoderChoice().config(preset("tokenflow-b-256"))
-    assert doubled == preset("tokenflow-b-256-enhanced")
+    for size in ("tokenflow-b", "tokenflow-b-256"):
+        assert DecoderChoice().config(preset(size)) == preset(f"{size}-enhanced")
+
+
+def test_the_tokenizer_stays_out_of_autocast_in_evaluations_too(tokenizer, monkeypatch):
+    seen = []
+    encode = TokenFlowTokenizer.encode
+    watched = lambda self, images: seen.append(torch.is_autocast_enabled("cpu")) or encode(self, images)  # noqa: E731
+    monkeypatch.setattr(TokenFlowTokenizer, "encode", watched)
+    shipped = recipe()
+    bf16 = dataclasses.replace(shipped, train=dataclasses.replace(shipped.train, precision="bf16_autocast"))
+    bf16 = dataclasses.replace(bf16, loss=TokenizerLossConfig(perceptual="none", discriminator="none"))
+    batch = {"images": torch.rand(2, 3, 32, 32) * 2 - 1, "mask": torch.ones(2, dtype=torch.bool)}
+    task = DecoderTask(bf16, tokenizer=tokenizer, evaluation_batches=[batch])
+    decoder = build_decoder(bf16, tokenizer).eval()
+    engine = SimpleNamespace(module=decoder, autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16))
+    metrics = task.evaluate({"decoder": engine}, TrainState(seed=0)).metrics
+    assert seen and not any(seen)
+    # The grown decoder is the base one but for bf16's rounding.
+    assert metrics["psnr_gain"] == pytest.approx(0, abs=0.5)
+
+
+def test_a_run_does_not_go_on_with_another_tokenizer(tokenizer):
+    plain = dataclasses.replace(recipe(), loss=TokenizerLossConfig(perceptual="none", discriminator="none"))
+    state = DecoderTask(plain, tokenizer=tokenizer, evaluation_batches=[]).state_dict()
+    torch.manual_seed(1)
+    other = TokenFlowTokenizer(preset("tokenflow-nano")).eval()
+    with pytest.raises(ValueError, match="is not the one that this run began with"):
+        DecoderTask(plain, tokenizer=other, evaluation_batches=[]).load_state_dict(state)
+    DecoderTask(plain, tokenizer=tokenizer, evaluation_batches=[]).load_state_dict(state)
+
+
+def test_a_tokenizer_of_another_size_is_refused_by_the_plan_too(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "model")
+    wrong = dataclasses.replace(recipe(), tokenizer=str(tmp_path / "model"))
+    wrong = dataclasses.replace(wrong, data=dataclasses.replace(wrong.data, image_size=64))
+    with pytest.raises(ValueError, match="reads 32 pixels"):
+        list(plan(wrong, parse_launch(tmp_path)))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OSError, match="is not a tokenizer folder"):
+        list(plan(dataclasses.replace(wrong, tokenizer=str(tmp_path / "empty")), parse_launch(tmp_path)))
 
 
 def test_forgetting_a_decoder_of_the_same_size_is_refused():

@@ -10,6 +10,7 @@ from tokenflow.tokenizer.presets import PRESET_TEACHERS, PRESETS, TEACHERS, pres
 # As in the authors' models; their checkpoints of L and XL hold six constants more (mean and deviation of the pixels).
 PARAMETERS = {
     "tokenflow-b": 181_902_251,
+    "tokenflow-b-enhanced": 376_569_643,
     "tokenflow-b-256": 181_902_251,
     "tokenflow-b-256-enhanced": 376_569_643,
     "tokenflow-l": 559_964_145 - 6,
@@ -17,6 +18,7 @@ PARAMETERS = {
 }
 TOKENS = {
     "tokenflow-b": 561,
+    "tokenflow-b-enhanced": 561,
     "tokenflow-b-256": 817,
     "tokenflow-b-256-enhanced": 817,
     "tokenflow-l": 817,

@@ -29,6 +29,9 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{arguments.file}: {len(state)} tensors, {gigabytes:.2f} GB", flush=True)
     name = arguments.preset or likely_preset(state)
     print(f"preset {name} ({'given' if arguments.preset else 'recognised by its shapes'}); converting", flush=True)
+    if arguments.preset is None and name.startswith("tokenflow-b"):
+        other = name.replace("-256", "") if "-256" in name else name.replace("tokenflow-b", "tokenflow-b-256")
+        print(f"  224 and 256 pixels have the same tensors: give --preset {other} if it is that one", flush=True)
     tokenizer = import_tokenizer(state, config=authors_config(state, name=name))
     print(f"every key and shape fits; writing {arguments.out}", flush=True)
     tokenizer.save_pretrained(arguments.out)

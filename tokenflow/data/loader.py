@@ -24,7 +24,7 @@ _NAMED = 20
 """Unusable samples that are named one by one in the log; later ones at every doubling of their number."""
 
 
-class TooManyBadSamples(RuntimeError):
+class TooManyBadSamples(ValueError):
     """More samples than `max_bad_fraction` cannot be used."""
 
 
@@ -135,7 +135,7 @@ class Loader:
         if cursor.sources and cursor.sources != expected.sources:
             raise ValueError(
                 f"the cursor was written with sources (name, consumed, size) {cursor.sources}; now they are "
-                f"{expected.sources}. Restore sources, weights and seed to resume, or start anew with --init_from."
+                f"{expected.sources}. Restore sources, weights and seed to resume, or start anew with another --output."
             )
         return expected
 

@@ -5,6 +5,7 @@ rank. The sums of a rank depend on no other rank, so ranks save when they like a
 Every file is written whole or not at all.
 """
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -36,6 +37,12 @@ def parameters_hash(module: nn.Module) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def configuration_hash(config: Any) -> str:
+    """A hash of a configuration dataclass: what decides results and is no parameter, such as scales and clamps."""
+    text = json.dumps(dataclasses.asdict(config), sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def find_state(folder: Path, fingerprint: Fingerprint) -> State:

@@ -17,6 +17,7 @@ from torch import Tensor
 from tokenflow.config import Launch
 from tokenflow.data import to_uint8
 from tokenflow.evaluation.grid import reconstruction_grid
+from tokenflow.evaluation.partial import configuration_hash, parameters_hash
 from tokenflow.nn.grow import grow_decoder
 from tokenflow.tasks.decoder_recipe import DecoderRecipe
 from tokenflow.tasks.pixels import DISCRIMINATOR, PixelObjective, batch_psnr, discriminator_engine, mean_psnr
@@ -38,12 +39,7 @@ def load_frozen_tokenizer(recipe: DecoderRecipe) -> TokenFlowTokenizer:
         ValueError: It has no pixel decoder, or reads pictures of another size than the recipe's.
     """
     tokenizer = TokenFlowTokenizer.from_pretrained(recipe.tokenizer).requires_grad_(False)
-    recipe.decoder.config(tokenizer.config)
-    if tokenizer.config.image_size != recipe.data.image_size:
-        raise ValueError(
-            f"data.image_size is {recipe.data.image_size}, but the tokenizer {recipe.tokenizer} reads "
-            f"{tokenizer.config.image_size} pixels. Make them equal."
-        )
+    recipe.decoded(tokenizer.config)
     return tokenizer.to(distributed.device())
 
 
@@ -76,7 +72,7 @@ def build_engines(recipe: DecoderRecipe, launch: Launch, *, tokenizer: TokenFlow
 
 def build_decoder(recipe: DecoderRecipe, tokenizer: TokenFlowTokenizer) -> PixelDecoder:
     """The decoder to train, on the CPU: larger as the recipe says, and equal in function unless it starts at random."""
-    config = recipe.decoder.config(tokenizer.config)
+    config = recipe.decoded(tokenizer.config)
     decoder = PixelDecoder(
         config.pixel_decoder, code_width=config.width_of(config.pixel_decoder.reads), image_size=config.image_size
     )
@@ -92,7 +88,7 @@ def export(recipe: DecoderRecipe, engines: Engines, directory: Path, *, tokenize
     if not distributed.is_main_process():
         return
     with torch.device("meta"):
-        result = TokenFlowTokenizer(recipe.decoder.config(tokenizer.config))
+        result = TokenFlowTokenizer(recipe.decoded(tokenizer.config))
     kept = {name: value for name, value in tokenizer.state_dict().items() if not name.startswith("pixel_decoder.")}
     result.load_state_dict(kept | {f"pixel_decoder.{name}": value for name, value in weights.items()}, assign=True)
     result.teacher = tokenizer.teacher
@@ -117,7 +113,9 @@ class DecoderTask:
             tokenizer: Frozen; makes the codes, and its own decoder is what the new one is compared with.
             evaluation_batches: This rank's batches with `images` and `mask`, iterable anew for each evaluation.
         """
+        self.recipe = recipe
         self.tokenizer = tokenizer
+        self._fingerprint = configuration_hash(tokenizer.config) + parameters_hash(tokenizer)
         self.evaluation_batches = evaluation_batches
         self.device = distributed.device()
         self.objective = PixelObjective(recipe.loss, teacher=_build_teacher(recipe, tokenizer), device=self.device)
@@ -141,8 +139,9 @@ class DecoderTask:
         engine = engines[DECODER]
 
         def reconstruct(images: Tensor) -> Tensor:
+            codes = self._code_map(images)
             with engine.autocast():
-                return engine.module(self._code_map(images)).float()
+                return engine.module(codes).float()
 
         psnr, shown = mean_psnr(reconstruct, self.evaluation_batches, device=self.device)
         if self._base_psnr is None:
@@ -155,11 +154,16 @@ class DecoderTask:
         return EvalResult(metrics=metrics, images={"reconstructions": grid}, alarms=(alarm,) if alarm else ())
 
     def state_dict(self) -> dict[str, Any]:
-        """No state besides the weights."""
-        return {}
+        """Which tokenizer's codes the decoder has learned."""
+        return {"tokenizer": self._fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore."""
+        """ValueError where the tokenizer's folder holds another one by now."""
+        if state["tokenizer"] != self._fingerprint:
+            raise ValueError(
+                f"the tokenizer {self.recipe.tokenizer} is not the one that this run began with: its weights or its "
+                "configuration changed. Put that one back, or begin another run with another --output."
+            )
 
     @torch.no_grad()
     def _code_map(self, images: Tensor) -> Tensor:

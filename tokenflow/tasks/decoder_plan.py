@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 
-from tokenflow.config import Launch, read_json, to_yaml
+from tokenflow.config import Launch, to_yaml
 from tokenflow.tasks.decoder_recipe import DecoderRecipe
 from tokenflow.tasks.tokenizer_plan import VGG16_PARAMETERS, count_discriminator, count_parameters, memory_lines
 from tokenflow.tokenizer.config import TokenizerConfig, from_dict
+from tokenflow.tokenizer.folder import read_description
 from tokenflow.tokenizer.model import TokenFlowTokenizer
-from tokenflow.tokenizer.presets import preset
+from tokenflow.tokenizer.presets import PRESET_TEACHERS, preset, teacher_preset
+from tokenflow.tokenizer.teachers import Teacher, TeacherConfig
 
 
 def print_plan(recipe: DecoderRecipe, launch: Launch) -> None:
@@ -23,12 +25,12 @@ def print_plan(recipe: DecoderRecipe, launch: Launch) -> None:
 
 def plan(recipe: DecoderRecipe, launch: Launch) -> Iterator[str]:
     """The lines that `print_plan` prints."""
-    base, source = planned_tokenizer(recipe)
+    base, teacher, source = planned_tokenizer(recipe)
     with torch.device("meta"):
-        before, after = (TokenFlowTokenizer(config) for config in (base, recipe.decoder.config(base)))
+        before, after = (TokenFlowTokenizer(config) for config in (base, recipe.decoded(base)))
     adversary = count_discriminator(recipe.loss, image_size=base.image_size)
     trained, replaced = (count_parameters(tokenizer.pixel_decoder) for tokenizer in (after, before))
-    frozen = count_parameters(before) + (VGG16_PARAMETERS if recipe.loss.perceptual == "lpips" else 0)
+    frozen = count_parameters(before) + _count_perceptual(recipe, teacher)
     yield f"# {source}, {base.image_size} pixels"
     yield ""
     yield f"{'decoder before':<28} {replaced:>14,} parameters"
@@ -42,18 +44,33 @@ def plan(recipe: DecoderRecipe, launch: Launch) -> Iterator[str]:
     yield to_yaml(recipe)
 
 
-def planned_tokenizer(recipe: DecoderRecipe) -> tuple[TokenizerConfig, str]:
-    """(configuration of the tokenizer to start from, where it was read).
+def _count_perceptual(recipe: DecoderRecipe, teacher: TeacherConfig | None) -> int:
+    """Parameters of the frozen network behind the perceptual loss."""
+    if recipe.loss.perceptual == "lpips":
+        return VGG16_PARAMETERS
+    config = teacher if recipe.teacher is None else recipe.teacher.config("")
+    if recipe.loss.perceptual == "none" or config is None:
+        return 0
+    with torch.device("meta"):
+        return count_parameters(Teacher(config))
+
+
+def planned_tokenizer(recipe: DecoderRecipe) -> tuple[TokenizerConfig, TeacherConfig | None, str]:
+    """(configuration of the tokenizer to start from, of its teacher, where they were read).
 
     Raises:
-        ValueError: The folder is not there and the recipe names no preset to plan with instead.
+        OSError, ValueError: The folder is not a tokenizer's, or is not there and the recipe names no preset instead.
     """
     if Path(recipe.tokenizer).is_dir():
-        described = read_json(Path(recipe.tokenizer) / "config.json")
-        return from_dict(TokenizerConfig, described["tokenizer"]), recipe.tokenizer
+        described = read_description(Path(recipe.tokenizer), key="tokenizer")
+        teacher = described.get("teacher")
+        teacher = None if teacher is None else from_dict(TeacherConfig, teacher)
+        return from_dict(TokenizerConfig, described["tokenizer"]), teacher, recipe.tokenizer
     if recipe.preset is None:
         raise ValueError(
             f"tokenizer {recipe.tokenizer!r} is not a folder here, so there is nothing to plan with. Give --preset, "
             "such as tokenflow-b, or train or import the tokenizer first."
         )
-    return preset(recipe.preset), f"{recipe.preset} (preset; {recipe.tokenizer} is not there yet)"
+    name = PRESET_TEACHERS.get(recipe.preset)
+    teacher = None if name is None else teacher_preset(name)
+    return preset(recipe.preset), teacher, f"{recipe.preset} (preset; {recipe.tokenizer} is not there yet)"

@@ -23,8 +23,8 @@ class DecoderChoice:
     block_factor: int = 2
     """Residual blocks over those of the tokenizer's decoder; the paper doubles them."""
     start: Literal["grown", "random"] = "grown"
-    """`grown`: the larger decoder starts as the same function as the tokenizer's, so it can only get better; `random`:
-    from random weights, as the authors' code does. With both factors 1, `grown` just goes on training."""
+    """`grown`: the larger decoder starts as the same function as the tokenizer's, at its quality; `random`: from random
+    weights, as the authors' code does. With both factors 1, `grown` just goes on training."""
 
     def __post_init__(self) -> None:
         for name in ("channel_factor", "block_factor"):
@@ -88,3 +88,16 @@ class DecoderRecipe:
                 "decoder.start is random with channel_factor 1 and block_factor 1: that would forget the decoder and "
                 "gain nothing. Set start grown to go on training it, or a factor of 2."
             )
+
+    def decoded(self, tokenizer: TokenizerConfig) -> TokenizerConfig:
+        """The tokenizer with the decoder to train.
+
+        Raises:
+            ValueError: It has no pixel decoder, or reads pictures of another size than the recipe's.
+        """
+        if tokenizer.image_size != self.data.image_size:
+            raise ValueError(
+                f"data.image_size is {self.data.image_size}, but the tokenizer {self.tokenizer} reads "
+                f"{tokenizer.image_size} pixels. Make them equal."
+            )
+        return self.decoder.config(tokenizer)

@@ -23,7 +23,7 @@ from tokenflow.evaluation.weights import INCEPTION_FILE, find_weights, load_ince
 from tokenflow.tasks.tokenizer_recipe import TeacherChoice
 from tokenflow.tokenizer.losses import VGG16_FILE
 from tokenflow.tokenizer.model import TokenFlowTokenizer
-from tokenflow.tokenizer.teachers import build_teacher
+from tokenflow.tokenizer.teachers import Teacher, build_teacher
 from tokenflow.train import distributed
 
 logger = logging.getLogger(__name__)
@@ -230,6 +230,7 @@ class _Job:
         teacher = self.teacher
         own = {
             "tokenizer": partial.parameters_hash(self.tokenizer),
+            "tokenizer_configuration": partial.configuration_hash(self.tokenizer.config),
             "sources": [source.path for source in recipe.data.sources],
             "pictures": self.batches.stamp(),
             "count": self.batches.count,
@@ -239,7 +240,8 @@ class _Job:
             "reference_rounding": recipe.reference_rounding,
             "verifier": recipe.verifier,
             "shown": recipe.pictures,
-            "teacher": partial.parameters_hash(teacher) if isinstance(teacher, torch.nn.Module) else "not measured",
+            "teacher": partial.parameters_hash(teacher) if isinstance(teacher, Teacher) else "not measured",
+            "teacher_configuration": partial.configuration_hash(teacher.config) if isinstance(teacher, Teacher) else "",
             "lpips": _weights_stamp(self.perceptual, find_weights(VGG16_FILE, recipe.lpips_weights)),
             "rfid": _weights_stamp(self.inception, find_weights(INCEPTION_FILE, recipe.inception_weights)),
             "device": self.device.type,

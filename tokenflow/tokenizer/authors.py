@@ -26,7 +26,14 @@ from tokenflow.tokenizer.state_dict import authors_constants, from_authors, to_a
 WEIGHT_KEYS = ("ema", "model", "state_dict")
 USAGE_RECORD = "quantize.codebook_used"
 """Their record of used codes: dropped whatever it holds."""
-AUTHORS_PRESETS = ("tokenflow-b", "tokenflow-b-256", "tokenflow-b-256-enhanced", "tokenflow-l", "tokenflow-xl")
+AUTHORS_PRESETS = (
+    "tokenflow-b",
+    "tokenflow-b-enhanced",
+    "tokenflow-b-256",
+    "tokenflow-b-256-enhanced",
+    "tokenflow-l",
+    "tokenflow-xl",
+)
 
 
 def read_authors_file(path: str | Path) -> dict[str, Tensor]:

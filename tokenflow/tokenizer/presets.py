@@ -204,6 +204,9 @@ PRESETS: dict[str, TokenizerConfig] = {
     "tokenflow-nano": nano(),
     "tokenflow-nano-64": nano(image_size=64),
     "tokenflow-b": _B,
+    "tokenflow-b-enhanced": dataclasses.replace(
+        _B, pixel_decoder=PixelDecoderConfig(convolutional=_ENHANCED_CONVOLUTIONS)
+    ),
     "tokenflow-b-256": _B_256,
     "tokenflow-b-256-enhanced": dataclasses.replace(
         _B_256, pixel_decoder=PixelDecoderConfig(convolutional=_ENHANCED_CONVOLUTIONS)

@@ -246,7 +246,7 @@ class Engine:
         if saved["stage"] != self.stage:
             raise ValueError(
                 f"{folder} was written under ZeRO stage {saved['stage']}, this run uses stage {self.stage}. Keep the "
-                "stage, or start from the exported weights with --init_from."
+                "stage, or begin another run with another --output (and --init_from, where the stage has it)."
             )
         universal = self.stage > 0 and world_size != distributed.world_size()
         tag = make_universal(folder) if universal else SHARDS
