@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import sys
 import traceback
@@ -86,11 +87,12 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     """End the process with `main`'s exit code; what a user can mend (ValueError, OSError) is one line and exit code 2.
 
     `TOKENFLOW_TRACEBACK=1` shows where it came from. One rank of several names itself and ends at once: leaving
-    in order, it would wait for the others, and they for it, until their collective times out.
+    in order, it would wait for the others, and they for it, until their collective times out. Ranks that finish end
+    at once too: while the interpreter is taken down, communication threads now and then abort the process.
     """
     ranks = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
     try:
-        sys.exit(main())
+        code = main()
     except Exception as error:
         expected = isinstance(error, ValueError | OSError) and os.environ.get("TOKENFLOW_TRACEBACK") != "1"
         if not expected and ranks == 1:
@@ -99,10 +101,13 @@ def run_command(main: Callable[[], int]) -> NoReturn:
             traceback.print_exc()
         rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
         print(f"{f'[rank {rank}] ' if ranks > 1 else ''}error: {error}", file=sys.stderr, flush=True)
-        if ranks > 1:
-            sys.stdout.flush()
-            os._exit(2 if expected else 1)
-        sys.exit(2)
+        code = 2 if expected else 1
+    if ranks > 1:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def load_recipe(recipe_class: type[RecipeT], path: str | Path) -> RecipeT:

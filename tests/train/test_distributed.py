@@ -68,6 +68,24 @@ run_command(main)
     assert ("tidied up" in done.stdout) == (ranks == "1")
 
 
+@pytest.mark.parametrize("ranks", ["1", "2"])
+def test_a_finished_rank_keeps_its_code_and_its_words_and_one_of_several_does_not_tidy_up(ranks):
+    script = """
+import atexit
+from tokenflow.config import run_command
+def main():
+    atexit.register(print, "tidied up")
+    print("said")
+    return 75
+run_command(main)
+"""
+    environment = {**clean_environment(), "WORLD_SIZE": ranks, "RANK": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 75
+    assert done.stdout.split("\n")[0] == "said"
+    assert ("tidied up" in done.stdout) == (ranks == "1")
+
+
 def test_reductions_of_one_process_are_copies():
     distributed.initialize()
     tensor = torch.arange(3)
