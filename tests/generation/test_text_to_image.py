@@ -13,9 +13,7 @@ from tokenflow.generation.backbone import backbone_config, backbone_weights, loa
 from tokenflow.generation.config import GeneratorConfig
 from tokenflow.generation.model import Generator
 from tokenflow.generation.presets import nano
-from tokenflow.generation.pretrained import generator_weights, load_generator, save_generator
 from tokenflow.generation.text_field import TextField
-from tokenflow.generation.weights import save_weights
 from tokenflow.language.text_tokenizer import load_text_tokenizer, train_sentencepiece
 from tokenflow.tokenizer.presets import preset as tokenizer_preset
 
@@ -125,15 +123,25 @@ def test_saved_and_loaded_it_paints_the_same(model, tmp_path):
 
 
 def test_large_weights_are_split_and_read_again(model, tmp_path):
-    save_generator(model.generator, tmp_path)
-    files = save_weights(model.generator.state_dict(), tmp_path, shard_size="60KB")
-    assert len(files) > 2 and not (tmp_path / "model.safetensors").exists()
-    weights = generator_weights(tmp_path)
-    state = load_generator(tmp_path).state_dict()
+    model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path, max_shard_size="60KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2 and not (tmp_path / "model.safetensors").exists()
+    state = TextToImage.from_pretrained(tmp_path).generator.state_dict()
     for name, value in model.generator.state_dict().items():
-        assert torch.equal(weights[name], value) and torch.equal(state[name], value)
-    save_generator(model.generator, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+        assert torch.equal(state[name], value)
+    model.save_pretrained(tmp_path)
+    parts = ["README.md", "config.json", "image_tokenizer", "model.safetensors", "text_tokenizer"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == parts
+
+
+def test_a_save_that_was_killed_between_the_parts_is_refused(model, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr(model, "text_tokenizer", None)
+    monkeypatch.setattr("shutil.rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        model.save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"config.json is missing \(a save that was interrupted"):
+        TextToImage.from_pretrained(tmp_path)
 
 
 def test_a_mismatched_tokenizer_names_both(model):

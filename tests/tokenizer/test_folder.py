@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from tests.tokenizer.killed_saves import constant, outcome
 from tokenflow import TokenFlowTokenizer
-from tokenflow.tokenizer.folder import INDEX_FILE, WEIGHTS_FILE, read_weights, save_folder
+from tokenflow.nn.folder import INDEX_FILE, WEIGHTS_FILE, read_weights, save_folder
 from tokenflow.tokenizer.presets import preset, teacher_preset
 
 SHARD = "1MB"

@@ -13,12 +13,10 @@ from tokenflow.generation.config import GeneratorConfig
 from tokenflow.generation.model import Generator
 from tokenflow.generation.presets import LLAMA_CLOSE, LLAMA_OPEN
 from tokenflow.generation.state_dict import check_authors, from_authors, to_authors
-from tokenflow.generation.weights import assign, save_weights, write_json
 from tokenflow.language.hf import language_config
 from tokenflow.language.lazy_tensors import open_tensors
+from tokenflow.nn.folder import CONFIG_FILE, assign_weights, save_folder
 from tokenflow.tokenizer.presets import SCALES_256
-
-CONFIG_FILE = "config.json"
 
 
 def authors_config(values: dict[str, Any], **overrides: Any) -> GeneratorConfig:
@@ -60,15 +58,14 @@ def read_authors_folder(folder: str | Path, **overrides: Any) -> Generator:
     config = authors_config(json.loads((folder / CONFIG_FILE).read_text()), **overrides)
     with torch.device("meta"):
         generator = Generator(config)
-    assign(generator, from_authors(generator.state_dict(), open_tensors(folder)), source=str(folder))
+    state = dict(from_authors(generator.state_dict(), open_tensors(folder)).items())
+    assign_weights(generator, state, source=str(folder))
     return generator.eval()
 
 
 def write_authors_folder(generator: Generator, folder: str | Path) -> Path:
     """Write safetensors and config.json as the authors' loader expects them; returns the folder."""
     check_authors(generator.config)
-    folder = Path(folder)
-    save_weights(to_authors(generator.state_dict()), folder)
     language = generator.config.language
     content = {
         "architectures": ["LlavaLlamaForCausalLM"],
@@ -93,5 +90,5 @@ def write_authors_folder(generator: Generator, folder: str | Path) -> Path:
         "vq_codebook_size": generator.config.codebook_size,
         "tokenizer_padding_side": "right",
     }
-    write_json(folder / CONFIG_FILE, content)
-    return folder
+    card = "# TokenFlow text-to-image model in the layout of the authors' TokenFlow-t2i\n"
+    return save_folder(folder, state=to_authors(generator.state_dict()), description=content, card=card)

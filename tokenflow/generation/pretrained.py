@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,46 +10,36 @@ import torch
 
 from tokenflow.generation.config import GeneratorConfig
 from tokenflow.generation.model import Generator
-from tokenflow.generation.weights import assign, save_weights, write_json
-from tokenflow.language.lazy_tensors import LazyTensors, open_tensors
 from tokenflow.language.text_tokenizer import load_text_tokenizer
+from tokenflow.nn.folder import (
+    CONFIG_FILE,
+    MAX_SHARD_SIZE,
+    assign_weights,
+    find_folder,
+    read_description,
+    read_weights,
+    save_folder,
+    unchanged,
+)
 from tokenflow.tokenizer.config import from_dict, to_dict
 from tokenflow.tokenizer.model import TokenFlowTokenizer
 
 if TYPE_CHECKING:
     from tokenflow.generation.text_to_image import TextToImage
 
-CONFIG_FILE = "config.json"
-CARD_FILE = "README.md"
 TEXT_FOLDER = "text_tokenizer"
 IMAGE_FOLDER = "image_tokenizer"
 ImageTokenizer = Literal["copy", "reference"]
+_AUTHORS = " For the authors' TokenFlow-t2i use TextToImage.from_authors."
 
 
-def save_generator(generator: Generator, directory: str | Path) -> Path:
-    """Write the generator's weights and configuration, without tokenizers; returns the folder."""
-    directory = Path(directory)
-    save_weights(generator.state_dict(), directory)
-    write_json(directory / CONFIG_FILE, {"library": "tokenflow", "generator": to_dict(generator.config)})
-    return directory
-
-
-def load_generator(directory: str | Path) -> Generator:
-    """A generator in eval mode, in the dtype of its files, from what `save_generator` or `save_pretrained` wrote."""
-    directory = Path(directory)
-    config = from_dict(GeneratorConfig, _description(directory)["generator"])
-    with torch.device("meta"):
-        generator = Generator(config)
-    assign(generator, generator_weights(directory), source=str(directory))
-    return generator.eval()
-
-
-def generator_weights(directory: str | Path) -> LazyTensors:
-    """The weights of `load_generator`'s folder under `Generator`'s names, read one at a time (for sharded models)."""
-    return open_tensors(Path(directory))
-
-
-def save_text_to_image(model: TextToImage, directory: str | Path, *, image_tokenizer: ImageTokenizer) -> Path:
+def save_text_to_image(
+    model: TextToImage,
+    directory: str | Path,
+    *,
+    image_tokenizer: ImageTokenizer,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+) -> Path:
     """Write everything; the image tokenizer as a copy, or as the name that it was loaded from."""
     directory = Path(directory)
     name = IMAGE_FOLDER
@@ -58,27 +47,37 @@ def save_text_to_image(model: TextToImage, directory: str | Path, *, image_token
         if model.tokenizer_source is None:
             raise ValueError("this image tokenizer was not loaded by name. Use image_tokenizer='copy'.")
         name = str(model.tokenizer_source)
-    directory.mkdir(parents=True, exist_ok=True)
+    # Without it the folder is refused: a killed save never leaves new parts beside old ones.
+    (directory / CONFIG_FILE).unlink(missing_ok=True)
     if image_tokenizer == "copy":
         model.tokenizer.save_pretrained(directory / IMAGE_FOLDER)
     if model.text_tokenizer is not None:
         model.text_tokenizer.save_pretrained(directory / TEXT_FOLDER)
     elif (directory / TEXT_FOLDER).is_dir():
         shutil.rmtree(directory / TEXT_FOLDER)
-    save_weights(model.generator.state_dict(), directory)
-    (directory / CARD_FILE).write_text(_card(model))
-    description = {"library": "tokenflow", "generator": to_dict(model.generator.config), "image_tokenizer": name}
-    write_json(directory / CONFIG_FILE, description)
-    return directory
+    return save_folder(
+        directory,
+        state=model.generator.state_dict(),
+        description={"library": "tokenflow", "generator": to_dict(model.generator.config), "image_tokenizer": name},
+        card=_card(model),
+        max_shard_size=max_shard_size,
+    )
 
 
 def load_text_to_image(
     cls: type[TextToImage], source: str | Path, *, tokenizer: TokenFlowTokenizer | str | Path | None
 ) -> TextToImage:
-    """The inverse of `save_text_to_image`, from a folder or a hub repository; `tokenizer` replaces the named one."""
-    directory = Path(source) if Path(source).is_dir() else _download(str(source))
-    description = _description(directory)
-    generator = load_generator(directory)
+    """The inverse of `save_text_to_image`, from a folder or a hub repository; `tokenizer` replaces the named one.
+
+    The generator is in the dtype of its files, in memory maps of them.
+    """
+    directory = find_folder(source, patterns=None)
+    with unchanged(directory):
+        description = read_description(directory, key="generator", hint=_AUTHORS)
+        state = read_weights(directory)
+    with torch.device("meta"):
+        generator = Generator(from_dict(GeneratorConfig, description["generator"]))
+    assign_weights(generator, state, source=str(directory))
     name = description.get("image_tokenizer")
     if tokenizer is None and name is None:
         raise ValueError(f"{directory} names no image tokenizer. Pass tokenizer= (a folder, or a TokenFlowTokenizer).")
@@ -87,33 +86,7 @@ def load_text_to_image(
     text_tokenizer = None
     if generator.config.prompt == "text":
         text_tokenizer = load_text_tokenizer(directory / TEXT_FOLDER)
-    return cls(generator, tokenizer=tokenizer, text_tokenizer=text_tokenizer)
-
-
-def _description(directory: Path) -> dict:
-    path = directory / CONFIG_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{directory} is no text-to-image folder: {CONFIG_FILE} is missing.")
-    description = json.loads(path.read_text())
-    if "generator" not in description:
-        raise ValueError(
-            f"{path} has no key 'generator'. Expected what `save_pretrained` writes; for the authors' TokenFlow-t2i "
-            "use TextToImage.from_authors."
-        )
-    return description
-
-
-def _download(source: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(source))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise OSError(
-            f"{source!r} is neither a folder nor a hub repository that can be reached ({error}). Pass the folder that "
-            "`save_pretrained` wrote."
-        ) from error
+    return cls(generator.eval(), tokenizer=tokenizer, text_tokenizer=text_tokenizer)
 
 
 def _card(model: TextToImage) -> str:

@@ -86,14 +86,16 @@ class TextToImage:
         generator = read_authors_folder(folder, **overrides)
         return cls(generator, tokenizer=tokenizer, text_tokenizer=load_text_tokenizer(folder))
 
-    def save_pretrained(self, directory: str | Path, *, image_tokenizer: ImageTokenizer = "copy") -> Path:
-        """Write weights (safetensors, in shards above 5 GB), config.json, a model card and the text tokenizer.
+    def save_pretrained(
+        self, directory: str | Path, *, image_tokenizer: ImageTokenizer = "copy", max_shard_size: int | str = "5GB"
+    ) -> Path:
+        """Write weights (safetensors, in shards above `max_shard_size`), config.json, a model card and the text tokenizer.
 
         The image tokenizer goes with it as a `copy`, or as a `reference` to where it was loaded from.
         """
         from tokenflow.generation.pretrained import save_text_to_image
 
-        return save_text_to_image(self, directory, image_tokenizer=image_tokenizer)
+        return save_text_to_image(self, directory, image_tokenizer=image_tokenizer, max_shard_size=max_shard_size)
 
     def to(self, *arguments: Any, **keywords: Any) -> TextToImage:
         """Move the generator and the image tokenizer to a device; a dtype is taken by the generator alone."""

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from tokenflow.config import Launch, to_yaml
+from tokenflow.nn.folder import read_description
 from tokenflow.tasks.decoder_recipe import DecoderRecipe
 from tokenflow.tasks.tokenizer_plan import VGG16_PARAMETERS, count_discriminator, count_parameters, memory_lines
 from tokenflow.tokenizer.config import TokenizerConfig, from_dict
-from tokenflow.tokenizer.folder import read_description
 from tokenflow.tokenizer.model import TokenFlowTokenizer
 from tokenflow.tokenizer.presets import PRESET_TEACHERS, preset, teacher_preset
 from tokenflow.tokenizer.teachers import Teacher, TeacherConfig

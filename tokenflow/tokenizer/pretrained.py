@@ -12,12 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tokenflow.nn.vision_transformer import VisionTransformerConfig
-from tokenflow.tokenizer.card import model_card
-from tokenflow.tokenizer.config import EncoderKind, TokenizerConfig, from_dict, to_dict
-from tokenflow.tokenizer.folder import (
-    CONFIG_FILE,
+from tokenflow.nn.folder import (
     MAX_SHARD_SIZE,
+    assign_weights,
     find_folder,
     push_folder,
     read_description,
@@ -25,6 +22,9 @@ from tokenflow.tokenizer.folder import (
     save_folder,
     unchanged,
 )
+from tokenflow.nn.vision_transformer import VisionTransformerConfig
+from tokenflow.tokenizer.card import model_card
+from tokenflow.tokenizer.config import EncoderKind, TokenizerConfig, from_dict, to_dict
 from tokenflow.tokenizer.state_dict import Entry, rename_to_ours, tower_table
 
 if TYPE_CHECKING:
@@ -215,30 +215,12 @@ def load_tokenizer(
         state = read_weights(directory, device=device)
     with torch.device("meta"):
         model = cls(config)
-    _check_state(model, state, directory=directory)
-    model.load_state_dict(state, strict=True, assign=True)
+    assign_weights(model, state, source=str(directory))
     if "teacher" in description:
         from tokenflow.tokenizer.teachers import TeacherConfig
 
         model.teacher = from_dict(TeacherConfig, description["teacher"])
     return model.eval()
-
-
-def _check_state(model: nn.Module, state: Mapping[str, Tensor], *, directory: Path) -> None:
-    """ValueError where names or shapes differ: torch's own message is a page long and no ValueError."""
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    missing, unexpected = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
-    if missing or unexpected:
-        raise ValueError(
-            f"the weights in {directory} do not fit its {CONFIG_FILE}: {len(missing)} tensors missing {missing[:5]}, "
-            f"{len(unexpected)} unexpected {unexpected[:5]}. Take both from the same save."
-        )
-    for name, shape in wanted.items():
-        if tuple(state[name].shape) != shape:
-            raise ValueError(
-                f"{name} has shape {tuple(state[name].shape)} in the weights of {directory}; its {CONFIG_FILE} says "
-                f"{shape}. Take both from the same save."
-            )
 
 
 def push_tokenizer(

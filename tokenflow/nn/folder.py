@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -135,8 +135,8 @@ def _stamp(directory: Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_mtime_ns
 
 
-def read_description(directory: Path, *, key: str) -> dict[str, Any]:
-    """What config.json holds; it must have `key`.
+def read_description(directory: Path, *, key: str, hint: str = "") -> dict[str, Any]:
+    """What config.json holds; it must have `key`. `hint` ends the error about another kind of folder.
 
     Raises:
         FileNotFoundError: There is no config.json.
@@ -154,7 +154,9 @@ def read_description(directory: Path, *, key: str) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON ({error}). Expected what `save_pretrained` writes.") from error
     if not isinstance(description, dict) or key not in description:
         found = sorted(description)[:6] if isinstance(description, dict) else type(description).__name__
-        raise ValueError(f"{path} has no key {key!r}, but {found}. Expected what `save_pretrained` of a {key} writes.")
+        raise ValueError(
+            f"{path} has no key {key!r}, but {found}. Expected what `save_pretrained` of a {key} writes.{hint}"
+        )
     return description
 
 
@@ -191,6 +193,28 @@ def read_weights(directory: Path, *, device: str | torch.device = "cpu") -> dict
     return state
 
 
+def assign_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Put `state` in place of a model's parameters (which may be on `meta`); strict about names and shapes.
+
+    Raises:
+        ValueError: They differ: torch's own message is a page long and no ValueError.
+    """
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    missing, unexpected = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
+    if missing or unexpected:
+        raise ValueError(
+            f"the weights in {source} do not fit its {CONFIG_FILE}: {len(missing)} tensors missing {missing[:5]}, "
+            f"{len(unexpected)} unexpected {unexpected[:5]}. Take both from the same save."
+        )
+    for name, shape in wanted.items():
+        if tuple(state[name].shape) != shape:
+            raise ValueError(
+                f"{name} has shape {tuple(state[name].shape)} in the weights of {source}; its {CONFIG_FILE} says "
+                f"{shape}. Take both from the same save."
+            )
+    model.load_state_dict(state, strict=True, assign=True)
+
+
 def _read_index(path: Path) -> dict[str, str]:
     try:
         names = dict(json.loads(path.read_text())["weight_map"])
@@ -222,8 +246,16 @@ def _listing(directory: Path) -> str:
     return ", ".join(sorted(path.name for path in directory.iterdir())[:6]) or "nothing"
 
 
-def find_folder(source: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Path:
+def find_folder(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    patterns: Sequence[str] | None = (CONFIG_FILE, *WEIGHT_PATTERNS),
+) -> Path:
     """A local folder as it is, else the hub repository of that name in the local cache, downloaded if need be.
+
+    `patterns` are the files of the repository that are wanted; None: all of them.
 
     Raises:
         OSError: Neither a folder nor a hub repository that can be reached.
@@ -237,9 +269,9 @@ def find_folder(source: str | Path, *, revision: str | None = None, token: str |
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = [CONFIG_FILE, *WEIGHT_PATTERNS]
+    wanted = None if patterns is None else list(patterns)
     try:
-        return Path(snapshot_download(str(source), revision=revision, token=token, allow_patterns=patterns))
+        return Path(snapshot_download(str(source), revision=revision, token=token, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         at = f" at revision {revision!r}" if revision else ""
         raise OSError(
