@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tokenflow.config import Launch, parse, run_command, to_yaml
+from tokenflow.config import parse, run_command, to_yaml
+from tokenflow.tasks.evaluation_folder import refuse_training_options
 from tokenflow.tasks.generation_evaluation import evaluate_into
 from tokenflow.tasks.generation_evaluation_recipe import GenerationEvaluationRecipe
 from tokenflow.train import distributed
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate and write `result.json`, `result.md` and pictures into the output folder."""
     parsed = parse(GenerationEvaluationRecipe, argv, stage="gen_eval", description="Evaluate a text-to-image model.")
     recipe, launch = parsed.recipe, parsed.launch
-    _refuse_training_options(launch)
+    refuse_training_options(launch)
     if launch.dry_run:
         print(to_yaml(recipe))
         return 0
@@ -40,12 +41,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"result.json and result.md written to {launch.output}")
     distributed.barrier()
     return 0
-
-
-def _refuse_training_options(launch: Launch) -> None:
-    for name, value in (("ds_config", launch.ds_config), ("init_from", launch.init_from)):
-        if value is not None:
-            raise ValueError(f"--{name} {value}: an evaluation trains nothing. Leave it out (--model has the weights).")
 
 
 if __name__ == "__main__":

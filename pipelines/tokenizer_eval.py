@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tokenflow.config import Launch, parse, run_command, to_yaml
+from tokenflow.config import parse, run_command, to_yaml
 from tokenflow.evaluation.paper_table import as_text
+from tokenflow.tasks.evaluation_folder import refuse_training_options
 from tokenflow.tasks.tokenizer_evaluation import EvaluationRecipe, evaluate_into
 from tokenflow.train import distributed
 
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate and write `result.json`, `result.md` and `grid.png` into the output folder."""
     parsed = parse(EvaluationRecipe, argv, stage="tokenizer_eval", description="Evaluate a TokenFlow tokenizer.")
     recipe, launch = parsed.recipe, parsed.launch
-    _refuse_training_options(launch)
+    refuse_training_options(launch)
     if launch.dry_run:
         print(to_yaml(recipe))
         return 0
@@ -39,12 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"result.json, result.md and grid.png written to {launch.output}")
     distributed.barrier()
     return 0
-
-
-def _refuse_training_options(launch: Launch) -> None:
-    for name, value in (("ds_config", launch.ds_config), ("init_from", launch.init_from)):
-        if value is not None:
-            raise ValueError(f"--{name} {value}: an evaluation trains nothing. Leave it out (--tokenizer has weights).")
 
 
 if __name__ == "__main__":

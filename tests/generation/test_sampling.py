@@ -7,10 +7,11 @@ import torch
 
 from tests.generation.tiny import build, build_quantizer, class_config, texts, tiny_config
 from tokenflow.generation.choosing import ImageStreams
+from tokenflow.generation.config import check_tokenizer
 from tokenflow.generation.options import SamplingConfig
 from tokenflow.generation.packing import for_sampling
 from tokenflow.generation.predictors import CachedPredictor, UncachedPredictor
-from tokenflow.generation.sampling import check_match, sample_codes
+from tokenflow.generation.sampling import sample_codes
 from tokenflow.generation.scale_features import GrowingFeatures
 from tokenflow.generation.text_field import class_tokens
 
@@ -192,5 +193,5 @@ def test_another_tokenizer_is_refused_by_both_names():
     for fields in ({"scales": (1, 3)}, {"codebook_size": 16}, {"code_width": 6}):
         other = build_quantizer(dataclasses.replace(model.config, **fields))
         name = next(iter(fields))
-        with pytest.raises(ValueError, match=rf"expects {name} .*\(runs/other\) has"):
-            check_match(model, other, tokenizer_name="runs/other")
+        with pytest.raises(ValueError, match=rf"generator of runs/mine expects {name} .* tokenizer runs/other has"):
+            check_tokenizer(model.config, other.config, generator="of runs/mine", name="runs/other")

@@ -137,7 +137,7 @@ def test_stored_codes_train_exactly_like_the_pictures(world, barely_trained, fin
     ("options", "message"),
     [
         (["--tokenizer", "nowhere"], "nowhere"),
-        (["--model.overrides.codebook_size", 64], "expects codebook_size 64, the tokenizer"),
+        (["--model.overrides.codebook_size", 64], "expects codebook_size 64 and the image tokenizer"),
         (["--text_tokenizer", "nowhere"], "'nowhere' is no folder here"),
     ],
 )

@@ -14,7 +14,7 @@ from tokenflow.data import SourceConfig, write_shapes
 from tokenflow.generation.model import Generator
 from tokenflow.language.hf import load_hf_language
 from tokenflow.tasks.generation import GenerationParts, evaluation_batches
-from tokenflow.tasks.generation_codes import fingerprint
+from tokenflow.tasks.generation_codes import codes_fingerprint
 from tokenflow.tasks.generation_prompts import ClassPrompts, TextPrompts, build_text_tokenizer, first_sentence
 from tokenflow.tasks.generation_recipe import GenerationRecipe, GeneratorChoice
 from tokenflow.tasks.generation_weights import generator_config, initial_weights
@@ -105,14 +105,14 @@ def test_captions_that_will_be_cut_are_announced(world, tmp_path, caplog):
 
 def test_a_new_decoder_leaves_the_fingerprint_and_a_new_encoder_or_codebook_does_not(world):
     tokenizer = TokenFlowTokenizer.from_pretrained(world / "tokenizer")
-    before = fingerprint(tokenizer)
+    before = codes_fingerprint(tokenizer)
     with torch.no_grad():
         next(tokenizer.pixel_decoder.parameters()).add_(1)
-    assert fingerprint(tokenizer) == before
+    assert codes_fingerprint(tokenizer) == before
     for part in (tokenizer.encoders, tokenizer.quantizer):
         with torch.no_grad():
             next(part.parameters()).add_(1e-3)
-        changed = fingerprint(tokenizer)
+        changed = codes_fingerprint(tokenizer)
         assert changed != before
         before = changed
 
@@ -144,6 +144,9 @@ def test_a_language_model_gives_its_weights_and_what_it_lacks_is_new(world, tmp_
     assert weights["language.layers.0.self_attn.query_norm.weight"].eq(1).all()
     assert torch.equal(weights["projector.0.weight"], weights["projector.0.weight"])
     assert not weights["projector.0.bias"].any()
+    drawn = {name: weights[name].std().item() for name in ("projector.0.weight", "image_positions.weight")}
+    fresh = {name: generator.state_dict()[name].std().item() for name in drawn}
+    assert drawn == pytest.approx(fresh, rel=0.2)
 
 
 class _Words:
@@ -168,9 +171,9 @@ def test_evaluations_crop_centrally_and_flip_nothing(world):
     ("changes", "message"),
     [
         ({"tokenizer": "nowhere"}, "nowhere"),
-        ({"model": SimpleNamespace(overrides={"codebook_size": 64})}, r"codebook_size 64, the tokenizer .* has 256"),
-        ({"model": SimpleNamespace(overrides={"scales": (1, 2, 4)})}, r"scales \(1, 2, 4\), the tokenizer .* 8\)"),
-        ({"model": SimpleNamespace(overrides={"code_width": 8})}, "code_width 8, the tokenizer .* has 24"),
+        ({"model": SimpleNamespace(overrides={"codebook_size": 64})}, r"codebook_size 64 and the image .* has 256"),
+        ({"model": SimpleNamespace(overrides={"scales": (1, 2, 4)})}, r"scales \(1, 2, 4\) and the image .* 8\)"),
+        ({"model": SimpleNamespace(overrides={"code_width": 8})}, "code_width 8 and the image tokenizer .* has 24"),
         ({"language": "nowhere"}, "'nowhere' is no folder here"),
         ({"text_tokenizer": "nowhere"}, "'nowhere' is no folder here"),
         ({"text_vocabulary": 20}, "vocabulary_size is 20; expected at least"),

@@ -5,8 +5,6 @@ rank. The sums of a rank depend on no other rank, so ranks save when they like a
 Every file is written whole or not at all.
 """
 
-import dataclasses
-import hashlib
 import io
 import json
 import shutil
@@ -17,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from tokenflow.evaluation.measure import write_atomic, write_json
 
@@ -28,21 +25,6 @@ SPLIT = ("world_size", "batch_size", "device", "versions")
 """Entries of a fingerprint that a finished result does not depend on; sums that are to be continued do."""
 
 State = Literal["new", "partial", "finished"]
-
-
-def parameters_hash(module: nn.Module) -> str:
-    """A hash of all parameters and buffers by name: the same weights give the same one wherever they lie."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def configuration_hash(config: Any) -> str:
-    """A hash of a configuration dataclass: what decides results and is no parameter, such as scales and clamps."""
-    text = json.dumps(dataclasses.asdict(config), sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def find_state(folder: Path, fingerprint: Fingerprint) -> State:

@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tokenflow.generation.config import GeneratorConfig
@@ -77,11 +76,3 @@ def backbone_weights(
     weights = weights.changed(_TABLE, lambda table: extended(table, config.language.vocabulary_size))
     heads = found.head.renamed(lambda _: _HEAD).changed(_HEAD, head)
     return weights.joined(heads)
-
-
-@torch.no_grad()
-def load_backbone(model: torch.nn.Module, weights: LazyTensors) -> None:
-    """Copy `backbone_weights` into a generator that lies whole in memory."""
-    parameters = dict(model.named_parameters())
-    for name, value in weights.items():
-        parameters[name].copy_(value)

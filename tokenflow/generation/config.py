@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tokenflow.language.config import LanguageConfig
+from tokenflow.tokenizer.config import TokenizerConfig
+from tokenflow.tokenizer.quantizer import QuantizerConfig
 
 LossOver = Literal["vocabulary", "codes"]
 Prompt = Literal["text", "class"]
@@ -130,3 +132,28 @@ class GeneratorConfig:
             image_open=image_open,
             image_close=image_close,
         )
+
+
+def check_tokenizer(
+    config: GeneratorConfig, tokenizer: TokenizerConfig | QuantizerConfig, *, generator: str, name: str
+) -> None:
+    """ValueError where an image tokenizer is not one that a generator can paint with; it names both and both values.
+
+    Args:
+        config: The generator's.
+        tokenizer: The image tokenizer's, or its quantiser's.
+        generator: What the generator is called.
+        name: What the image tokenizer is called, such as its folder.
+    """
+    found = {
+        "scales": tuple(tokenizer.scales),
+        "codebook_size": tokenizer.codebook_size,
+        "code_width": sum(tokenizer.code_widths),
+    }
+    for field, value in found.items():
+        wanted = getattr(config, field)
+        if wanted != value:
+            raise ValueError(
+                f"the generator {generator} expects {field} {wanted} and the image tokenizer {name} has {value}. Use "
+                f"the tokenizer of this generator; for a new one, set model.overrides.{field}."
+            )

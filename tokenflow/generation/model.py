@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tokenflow.generation.config import GeneratorConfig
 from tokenflow.generation.head import Head
-from tokenflow.language.transformer import CausalTransformer, TokenEmbedding
+from tokenflow.language.transformer import CausalTransformer, Projection, TokenEmbedding
 from tokenflow.ops.attention_layout import AttentionLayout, Sample
 
 
@@ -36,19 +36,6 @@ class GeneratorOutput(NamedTuple):
     """Mean cross-entropy of each scale; no gradient."""
     scale_accuracies: Float[Tensor, "S"]
     """Share of right codes of each scale; no gradient."""
-
-
-class FeatureLinear(nn.Linear):
-    """A linear layer that starts normal with a given deviation, bias zero."""
-
-    def __init__(self, inputs: int, outputs: int, *, deviation: float) -> None:
-        self.deviation = deviation
-        super().__init__(inputs, outputs)
-
-    def reset_parameters(self) -> None:
-        """Draw the initial weights."""
-        nn.init.normal_(self.weight, std=self.deviation)
-        nn.init.zeros_(self.bias)
 
 
 class Generator(nn.Module):
@@ -67,9 +54,9 @@ class Generator(nn.Module):
         # Features are about two unit vectors long, and GELU lets two thirds of a normal input's size through: what
         # leaves the projector begins as strong as an embedding.
         self.projector = nn.Sequential(
-            FeatureLinear(config.code_width, width, deviation=0.7),
+            Projection(config.code_width, width, bias=True, deviation=0.7),
             nn.GELU(),
-            FeatureLinear(width, width, deviation=1.5 * deviation / width**0.5),
+            Projection(width, width, bias=True, deviation=1.5 * deviation / width**0.5),
         )
         # Row 0 is text; row i+1 is scale i, of the inputs of scale i (row 1 is never used, as in the authors').
         self.scale_embedding = TokenEmbedding(len(config.scales) + 1, width, deviation=deviation)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from tokenflow.generation.backbone import backbone_config
 from tokenflow.generation.config import GeneratorConfig
-from tokenflow.language.config import LanguageConfig
+from tokenflow.language.config import LANGUAGE_PRESETS, LanguageConfig
 from tokenflow.tokenizer.presets import SCALES_256
 
-LLAMA_PAD = 32000
 LLAMA_OPEN = (529, 2492, 29958)
 """Llama's tokens of "<img>", an ordinary text."""
 LLAMA_CLOSE = (1533, 2492, 29958, 2)
@@ -25,7 +25,7 @@ def _language(
         width=width,
         depth=depth,
         heads=heads,
-        kv_heads=fields.pop("kv_heads", heads),
+        kv_heads=heads,
         head_width=width // heads,
         mlp_width=mlp_width,
         max_positions=max_positions,
@@ -35,15 +35,13 @@ def _language(
     )
 
 
-def _text_to_image(**language: Any) -> GeneratorConfig:
-    """On Llama's vocabulary and the enhanced 256-pixel tokenizer, as TokenFlow-t2i."""
-    return GeneratorConfig(
-        language=_language(vocabulary_size=LLAMA_PAD + 1 + 32768, **language),
+def _text_to_image(language: LanguageConfig) -> GeneratorConfig:
+    """A language model with Llama's text tokenizer on the enhanced 256-pixel tokenizer, as TokenFlow-t2i."""
+    return backbone_config(
+        language,
         scales=SCALES_256,
         codebook_size=32768,
         code_width=40,
-        pad_token=LLAMA_PAD,
-        image_token_start=LLAMA_PAD + 1,
         image_open=LLAMA_OPEN,
         image_close=LLAMA_CLOSE,
     )
@@ -98,9 +96,11 @@ def _class_conditional() -> GeneratorConfig:
 
 
 PRESETS: dict[str, GeneratorConfig] = {
-    "llama2-7b": _text_to_image(width=4096, depth=32, heads=32, mlp_width=11008, max_positions=4096),
-    "tinyllama-1.1b": _text_to_image(width=2048, depth=22, heads=32, kv_heads=4, mlp_width=5632, max_positions=2048),
-    "llama-186m": _text_to_image(width=768, depth=12, heads=12, mlp_width=2048, max_positions=2048),
+    "llama2-7b": _text_to_image(LANGUAGE_PRESETS["llama-2-7b"]),
+    "tinyllama-1.1b": _text_to_image(LANGUAGE_PRESETS["tinyllama-1.1b"]),
+    "llama-186m": _text_to_image(
+        _language(width=768, depth=12, heads=12, mlp_width=2048, vocabulary_size=32000, max_positions=2048)
+    ),
     "llama-100m": GeneratorConfig(
         language=_language(width=768, depth=10, heads=12, mlp_width=2048, max_positions=2048, vocabulary_size=4096),
         scales=SCALES_256,

@@ -99,19 +99,3 @@ def guided(hidden: Float[Tensor, "R n W"], *, batch: int, strength: float) -> Fl
         return hidden[:batch]
     conditional, unconditional = hidden.float().split(batch)
     return (conditional + strength * (conditional - unconditional)).to(hidden.dtype)
-
-
-def check_match(generator: Generator, quantizer: MultiScaleQuantizer, *, tokenizer_name: str = "tokenizer") -> None:
-    """ValueError that names both where the image tokenizer is not the one that the generator paints with."""
-    theirs = quantizer.config
-    found = {
-        "scales": tuple(theirs.scales),
-        "codebook_size": theirs.codebook_size,
-        "code_width": sum(theirs.code_widths),
-    }
-    for name, value in found.items():
-        if getattr(generator.config, name) != value:
-            raise ValueError(
-                f"the generator expects {name} {getattr(generator.config, name)} and the image tokenizer "
-                f"({tokenizer_name}) has {value}. Use the tokenizer that the generator was trained with."
-            )

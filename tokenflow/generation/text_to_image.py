@@ -11,11 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenflow.generation.choosing import ImageStreams
+from tokenflow.generation.config import check_tokenizer
 from tokenflow.generation.model import Generator
 from tokenflow.generation.options import SamplingConfig, Schedule, Steps
 from tokenflow.generation.packing import Weights, for_sampling
 from tokenflow.generation.predictors import CachedPredictor, Compile
-from tokenflow.generation.sampling import SamplingProgress, check_match, sample_codes
+from tokenflow.generation.sampling import SamplingProgress, sample_codes
 from tokenflow.generation.text_field import TextField, TextTokens, class_tokens
 from tokenflow.tokenizer.model import TokenFlowTokenizer
 
@@ -50,7 +51,9 @@ class TextToImage:
         self.tokenizer_source = None if isinstance(tokenizer, TokenFlowTokenizer) else tokenizer
         if not isinstance(tokenizer, TokenFlowTokenizer):
             tokenizer = TokenFlowTokenizer.from_pretrained(tokenizer)
-        check_match(generator, tokenizer.quantizer, tokenizer_name=str(self.tokenizer_source or "as given"))
+        check_tokenizer(
+            generator.config, tokenizer.config, generator="given", name=str(self.tokenizer_source or "as given")
+        )
         if (text_tokenizer is None) != (generator.config.prompt == "class"):
             raise ValueError(f"prompts are {generator.config.prompt!r}; pass a text tokenizer for text only.")
         self.generator = generator.eval()
@@ -89,7 +92,7 @@ class TextToImage:
     def save_pretrained(
         self, directory: str | Path, *, image_tokenizer: ImageTokenizer = "copy", max_shard_size: int | str = "5GB"
     ) -> Path:
-        """Write weights (safetensors, in shards above `max_shard_size`), config.json, a model card and the text tokenizer.
+        """Write weights (safetensors, sharded above `max_shard_size`), config.json, a model card, the text tokenizer.
 
         The image tokenizer goes with it as a `copy`, or as a `reference` to where it was loaded from.
         """

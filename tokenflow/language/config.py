@@ -91,8 +91,5 @@ LANGUAGE_PRESETS: dict[str, LanguageConfig] = {
         mlp_width=5632,
         max_positions=2048,
     ),
-    "llama-100m": LanguageConfig(
-        vocabulary_size=32000, width=768, depth=12, heads=12, kv_heads=12, head_width=64, mlp_width=2048
-    ),
 }
-"""Sizes of `meta-llama/Llama-2-7b-hf`, of `TinyLlama/TinyLlama-1.1B-Chat-v1.0`, and of a small one for measurements."""
+"""Sizes of `meta-llama/Llama-2-7b-hf` and of `TinyLlama/TinyLlama-1.1B-Chat-v1.0`."""

@@ -34,11 +34,15 @@ _QK_NORM_EPSILON = 1e-6
 
 
 class Projection(nn.Linear):
-    """A linear layer that starts normal with deviation 1 / sqrt(inputs), near Llama's 0.02 at its width; bias zero."""
+    """A linear layer that starts normal, bias zero; by default with deviation 1 / sqrt(inputs), near Llama's 0.02."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool, deviation: float | None = None) -> None:
+        self.deviation = inputs**-0.5 if deviation is None else deviation
+        super().__init__(inputs, outputs, bias=bias)
 
     def reset_parameters(self) -> None:
         """Draw the initial weights."""
-        nn.init.normal_(self.weight, std=self.in_features**-0.5)
+        nn.init.normal_(self.weight, std=self.deviation)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -60,8 +64,14 @@ class RMSNorm(nn.Module):
 
     def __init__(self, width: int, *, epsilon: float, start: float = 1.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.full((width,), start))
+        self.start = start
+        self.weight = nn.Parameter(torch.empty(width))
+        self.reset_parameters()
         self.epsilon = epsilon
+
+    def reset_parameters(self) -> None:
+        """Set the initial scale."""
+        nn.init.constant_(self.weight, self.start)
 
     def forward(self, x: Float[Tensor, "... C"]) -> Float[Tensor, "... C"]:
         """Normalise the last axis."""

@@ -17,10 +17,11 @@ from torch import Tensor
 from tokenflow.config import Launch
 from tokenflow.data import to_uint8
 from tokenflow.evaluation.grid import reconstruction_grid
-from tokenflow.evaluation.partial import configuration_hash, parameters_hash
+from tokenflow.nn.fingerprint import fingerprint
 from tokenflow.nn.grow import grow_decoder
 from tokenflow.tasks.decoder_recipe import DecoderRecipe
 from tokenflow.tasks.pixels import DISCRIMINATOR, PixelObjective, batch_psnr, discriminator_engine, mean_psnr
+from tokenflow.tasks.stage import engine_options
 from tokenflow.tokenizer.decoders import PixelDecoder
 from tokenflow.tokenizer.model import TokenFlowTokenizer
 from tokenflow.tokenizer.teachers import Teacher, build_teacher
@@ -50,12 +51,7 @@ def build_engines(recipe: DecoderRecipe, launch: Launch, *, tokenizer: TokenFlow
             f"--init_from is {launch.init_from}, but this stage starts from a whole tokenizer: give its folder as "
             "--tokenizer. With --decoder.channel_factor 1 --decoder.block_factor 1 its decoder is trained at its size."
         )
-    common: dict[str, Any] = {
-        "train": recipe.train,
-        "schedule": recipe.schedule,
-        "deepspeed": launch.deepspeed(),
-        "deepspeed_source": str(launch.ds_config),
-    }
+    common = engine_options(recipe, launch)
     decoder = Engine(
         lambda: build_decoder(recipe, tokenizer),
         name=DECODER,
@@ -115,7 +111,7 @@ class DecoderTask:
         """
         self.recipe = recipe
         self.tokenizer = tokenizer
-        self._fingerprint = configuration_hash(tokenizer.config) + parameters_hash(tokenizer)
+        self._fingerprint = fingerprint(tokenizer)
         self.evaluation_batches = evaluation_batches
         self.device = distributed.device()
         self.objective = PixelObjective(recipe.loss, teacher=_build_teacher(recipe, tokenizer), device=self.device)

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from tokenflow.config import Launch, to_yaml
-from tokenflow.nn.folder import read_description
 from tokenflow.tasks.decoder_recipe import DecoderRecipe
 from tokenflow.tasks.tokenizer_plan import VGG16_PARAMETERS, count_discriminator, count_parameters, memory_lines
-from tokenflow.tokenizer.config import TokenizerConfig, from_dict
+from tokenflow.tokenizer.config import TokenizerConfig
 from tokenflow.tokenizer.model import TokenFlowTokenizer
 from tokenflow.tokenizer.presets import PRESET_TEACHERS, preset, teacher_preset
+from tokenflow.tokenizer.pretrained import read_tokenizer_config
 from tokenflow.tokenizer.teachers import Teacher, TeacherConfig
 
 
@@ -62,10 +62,7 @@ def planned_tokenizer(recipe: DecoderRecipe) -> tuple[TokenizerConfig, TeacherCo
         OSError, ValueError: The folder is not a tokenizer's, or is not there and the recipe names no preset instead.
     """
     if Path(recipe.tokenizer).is_dir():
-        described = read_description(Path(recipe.tokenizer), key="tokenizer")
-        teacher = described.get("teacher")
-        teacher = None if teacher is None else from_dict(TeacherConfig, teacher)
-        return from_dict(TokenizerConfig, described["tokenizer"]), teacher, recipe.tokenizer
+        return *read_tokenizer_config(recipe.tokenizer), recipe.tokenizer
     if recipe.preset is None:
         raise ValueError(
             f"tokenizer {recipe.tokenizer!r} is not a folder here, so there is nothing to plan with. Give --preset, "

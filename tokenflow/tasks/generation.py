@@ -20,13 +20,13 @@ from tokenflow.config import Launch
 from tokenflow.data import EvaluationBatches, to_uint8
 from tokenflow.data.hashing import mix
 from tokenflow.evaluation.grid import tile
-from tokenflow.generation.config import GeneratorConfig
+from tokenflow.generation.config import GeneratorConfig, check_tokenizer
 from tokenflow.generation.model import Generator
 from tokenflow.generation.refinement import with_guesses
 from tokenflow.generation.text_field import TextField, TextTokens
 from tokenflow.generation.text_to_image import TextToImage
 from tokenflow.language.hf import HfLanguage, load_hf_language
-from tokenflow.tasks.generation_codes import batch_codes, check_stored_codes, check_tokenizer
+from tokenflow.tasks.generation_codes import batch_codes, check_stored_codes
 from tokenflow.tasks.generation_prompts import (
     ClassPrompts,
     Prompts,
@@ -36,6 +36,7 @@ from tokenflow.tasks.generation_prompts import (
 )
 from tokenflow.tasks.generation_recipe import GenerationRecipe
 from tokenflow.tasks.generation_weights import generator_config, initial_weights
+from tokenflow.tasks.stage import engine_options
 from tokenflow.tokenizer.model import TokenFlowTokenizer
 from tokenflow.train import (
     Engine,
@@ -72,7 +73,7 @@ class GenerationParts:
         self.recipe = recipe
         self.tokenizer = TokenFlowTokenizer.from_pretrained(recipe.tokenizer).requires_grad_(False)
         choice = f"(model.preset {recipe.model.preset})"
-        check_tokenizer(recipe.model.config(), self.tokenizer.config, model=choice, name=recipe.tokenizer)
+        check_tokenizer(recipe.model.config(), self.tokenizer.config, generator=choice, name=recipe.tokenizer)
         if self.tokenizer.config.image_size != recipe.data.image_size:
             raise ValueError(
                 f"data.image_size is {recipe.data.image_size}, but the tokenizer {recipe.tokenizer} reads "
@@ -113,11 +114,8 @@ def build_engines(recipe: GenerationRecipe, launch: Launch, *, parts: Generation
     engine = Engine(
         lambda: build_generator(parts.config),
         name=GENERATOR,
-        train=recipe.train,
         optimizer=recipe.optimizer,
-        schedule=recipe.schedule,
-        deepspeed=launch.deepspeed(),
-        deepspeed_source=str(launch.ds_config),
+        **engine_options(recipe, launch),
         parameter_groups=lambda module: decay_matrices_only(module, weight_decay=recipe.optimizer.weight_decay),
         ema_decay=recipe.train.ema_decay,
         weights=weights,

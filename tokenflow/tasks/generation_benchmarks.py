@@ -30,7 +30,8 @@ from tokenflow.evaluation.image_reward import Reward, load_image_reward
 from tokenflow.evaluation.measure import NOT_MEASURED, NotMeasured, write_atomic, write_json
 from tokenflow.evaluation.progress import EvaluationProgress
 from tokenflow.evaluation.prompt_rewriting import build_rewriter, rewrite_all
-from tokenflow.tasks.generation_evaluation import agreed_state, describe, load_model, model_fingerprint
+from tokenflow.tasks.evaluation_folder import agreed_state
+from tokenflow.tasks.generation_evaluation import describe, load_model, model_fingerprint
 from tokenflow.tasks.generation_evaluation_recipe import GenerationEvaluationRecipe
 from tokenflow.train import distributed
 

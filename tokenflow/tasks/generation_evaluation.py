@@ -30,6 +30,8 @@ from tokenflow.evaluation.compositional import (
 from tokenflow.evaluation.measure import write_atomic, write_json
 from tokenflow.evaluation.progress import EvaluationProgress
 from tokenflow.generation.text_to_image import TextToImage
+from tokenflow.nn.fingerprint import fingerprint
+from tokenflow.tasks.evaluation_folder import agreed_state
 from tokenflow.tasks.generation_evaluation_recipe import GenerationEvaluationRecipe
 from tokenflow.train import distributed
 
@@ -58,8 +60,6 @@ def evaluate_into(recipe: GenerationEvaluationRecipe, folder: Path, *, resume: s
     painted again. Another evaluation in the folder is an error that names the difference. `resume="none"` starts anew.
     Returns what `result.json` holds.
     """
-    if resume not in ("auto", "none"):
-        raise ValueError(f"--resume {resume!r}: an evaluation takes auto (its own output folder) or none")
     if recipe.of != "shapes":
         from tokenflow.tasks.generation_benchmarks import evaluate_benchmark
 
@@ -139,36 +139,14 @@ def judge_shapes(
 def model_fingerprint(model: TextToImage, recipe: GenerationEvaluationRecipe) -> dict[str, Any]:
     """What decides the pictures, by name; the same on every rank."""
     own = {
-        "generator": partial.parameters_hash(model.generator),
-        "tokenizer": partial.parameters_hash(model.tokenizer),
+        "generator": fingerprint(model.generator),
+        "tokenizer": fingerprint(model.tokenizer),
         "precision": str(model.generator.head.weight.dtype),
         "sampling": asdict(recipe.sampling),
         "device": distributed.device().type,
         "versions": {"torch": torch.__version__},
     }
     return json.loads(distributed.broadcast_text(json.dumps(own)))
-
-
-def agreed_state(
-    folder: Path, fingerprint: dict[str, Any], *, resume: str, begin: Callable[[], None] = lambda: None
-) -> partial.State:
-    """Rank 0's view of the output folder, ready to be written to; `begin` is called before an evaluation starts anew.
-
-    Its error is every rank's.
-    """
-    answer = {}
-    if distributed.is_main_process():
-        try:
-            answer["state"] = partial.find_state(folder, fingerprint) if resume == "auto" else "new"
-            if answer["state"] == "new":
-                begin()
-                partial.begin(folder, fingerprint)
-        except (ValueError, OSError) as error:
-            answer["error"] = str(error)
-    answer = json.loads(distributed.broadcast_text(json.dumps(answer)))
-    if "error" in answer:
-        raise ValueError(answer["error"])
-    return answer["state"]
 
 
 def describe(recipe: GenerationEvaluationRecipe, **more: Any) -> dict[str, Any]:

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import torch
 
-from tokenflow.config import Launch, read_json, to_yaml
+from tokenflow.config import Launch, to_yaml
 from tokenflow.data import SampleReader
-from tokenflow.generation.config import GeneratorConfig
+from tokenflow.generation.config import GeneratorConfig, check_tokenizer
 from tokenflow.generation.model import Generator
 from tokenflow.generation.presets import PRESET_TOKENIZERS
-from tokenflow.tasks.generation_codes import check_tokenizer
 from tokenflow.tasks.generation_recipe import TRAIN, GenerationRecipe
 from tokenflow.tasks.generation_weights import generator_config, local_language_config
 from tokenflow.tasks.tokenizer_plan import count_parameters, memory_lines
-from tokenflow.tokenizer.config import TokenizerConfig, from_dict
+from tokenflow.tokenizer.config import TokenizerConfig
 from tokenflow.tokenizer.model import TokenFlowTokenizer
 from tokenflow.tokenizer.presets import preset
+from tokenflow.tokenizer.pretrained import read_tokenizer_config
 
 
 def print_plan(recipe: GenerationRecipe, launch: Launch) -> None:
@@ -31,7 +31,7 @@ def plan(recipe: GenerationRecipe, launch: Launch) -> Iterator[str]:
     """The lines that `print_plan` prints."""
     config = planned_config(recipe)
     tokenizer_config, source = planned_tokenizer(recipe)
-    check_tokenizer(config, tokenizer_config, model=f"(model.preset {recipe.model.preset})", name=source)
+    check_tokenizer(config, tokenizer_config, generator=f"(model.preset {recipe.model.preset})", name=source)
     with torch.device("meta"):
         generator, tokenizer = Generator(config), TokenFlowTokenizer(tokenizer_config)
     trained, frozen = count_parameters(generator), count_parameters(tokenizer)
@@ -64,8 +64,7 @@ def planned_config(recipe: GenerationRecipe) -> GeneratorConfig:
 def planned_tokenizer(recipe: GenerationRecipe) -> tuple[TokenizerConfig, str]:
     """(configuration of the image tokenizer, where it was read): its folder, else the preset's own."""
     if Path(recipe.tokenizer).is_dir():
-        described = read_json(Path(recipe.tokenizer) / "config.json")
-        return from_dict(TokenizerConfig, described["tokenizer"]), recipe.tokenizer
+        return read_tokenizer_config(recipe.tokenizer)[0], recipe.tokenizer
     name = PRESET_TOKENIZERS[recipe.model.preset]
     return preset(name), f"{name} (preset; {recipe.tokenizer} is not there yet)"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import zlib
 from functools import partial
@@ -24,7 +25,6 @@ from tokenflow.tasks.generation_recipe import GenerationRecipe
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_DEVIATION = 0.02
 _OPEN, _CLOSE = "<img>", "</img>"
 _FROM_PRESET = ("norm_order", "qk_norm", "attention", "checkpointing", "vocabulary_size")
 
@@ -70,20 +70,21 @@ def local_language_config(source: str | None) -> LanguageConfig | None:
 def initial_weights(config: GeneratorConfig, checkpoint: HfLanguage, *, new_rows: NewRows, seed: int) -> LazyTensors:
     """Every weight of a generator by name, for `Engine(weights=...)`: no more than one is in memory.
 
-    What the checkpoint lacks starts as in a new model, from a draw of its own: norms at one, biases at zero, matrices
-    normal with deviation 0.02.
+    What the checkpoint lacks starts as its module starts it in a new model, from a draw of its own.
     """
     known = backbone_weights(config, checkpoint, new_rows=new_rows)
     with torch.device("meta"):
-        shapes = {name: tuple(value.shape) for name, value in Generator(config).state_dict().items()}
-    new = {n: partial(_new_weight, n, shape, seed=seed) for n, shape in shapes.items() if n not in known}
+        generator = Generator(config)
+    missing = [name for name in generator.state_dict() if name not in known]
+    new = {name: partial(_new_weight, generator, name, seed=seed) for name in missing}
     return known.joined(LazyTensors(new))
 
 
-def _new_weight(name: str, shape: tuple[int, ...], *, seed: int) -> Tensor:
-    if name.endswith("norm.weight"):
-        return torch.ones(shape)
-    if len(shape) == 1:
-        return torch.zeros(shape)
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
-    return torch.randn(shape, generator=generator) * _DEVIATION
+def _new_weight(generator: Generator, name: str, *, seed: int) -> Tensor:
+    """One weight of a generator on `meta`, drawn by the module that owns it."""
+    owner, _, own_name = name.rpartition(".")
+    module = copy.deepcopy(generator.get_submodule(owner)).to_empty(device="cpu")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+        module.reset_parameters()
+    return getattr(module, own_name).detach()

@@ -9,6 +9,16 @@ from tokenflow.data import Cursor, Loader
 from tokenflow.train import Engines, Run, Task, distributed, fit
 
 
+def engine_options(recipe: Any, launch: Launch) -> dict[str, Any]:
+    """What every engine of a stage shares, as arguments of `Engine`: batches, steps, schedule, the DeepSpeed JSON."""
+    return {
+        "train": recipe.train,
+        "schedule": recipe.schedule,
+        "deepspeed": launch.deepspeed(),
+        "deepspeed_source": str(launch.ds_config),
+    }
+
+
 def train_stage(recipe: Any, launch: Launch, *, task: Task, engines: Engines) -> bool:
     """Train, or continue, in the run's folder; whether it finished (and not: was stopped by a signal, and saved).
 

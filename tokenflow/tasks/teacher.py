@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tokenflow.config import Launch
 from tokenflow.data import DataConfig
+from tokenflow.tasks.stage import engine_options
 from tokenflow.tokenizer.teachers import SmallClipConfig, build_open_clip, load_teacher, save_teacher
 from tokenflow.train import (
     Engine,
@@ -109,11 +110,8 @@ def build_engines(recipe: TeacherRecipe, launch: Launch) -> Engines:
     engine = Engine(
         lambda: _build(recipe, launch.init_from),
         name=ENGINE,
-        train=recipe.train,
         optimizer=recipe.optimizer,
-        schedule=recipe.schedule,
-        deepspeed=launch.deepspeed(),
-        deepspeed_source=str(launch.ds_config),
+        **engine_options(recipe, launch),
         ema_decay=recipe.train.ema_decay,
     )
     return {ENGINE: engine}

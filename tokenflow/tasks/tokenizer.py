@@ -18,6 +18,7 @@ from tokenflow.config import Launch
 from tokenflow.data import to_uint8
 from tokenflow.evaluation.grid import reconstruction_grid
 from tokenflow.tasks.pixels import DISCRIMINATOR, PixelObjective, batch_psnr, discriminator_engine, mean_psnr
+from tokenflow.tasks.stage import engine_options
 from tokenflow.tasks.tokenizer_recipe import TokenizerRecipe
 from tokenflow.tokenizer.losses import semantic_loss
 from tokenflow.tokenizer.model import TokenFlowTokenizer, TokenizerOutput
@@ -42,12 +43,7 @@ GENERATOR = "tokenizer"
 def build_engines(recipe: TokenizerRecipe, launch: Launch) -> Engines:
     """The tokenizer's engine and, unless the loss has none, the discriminator's. Every rank calls it."""
     config = recipe.model.config()
-    common: dict[str, Any] = {
-        "train": recipe.train,
-        "schedule": recipe.schedule,
-        "deepspeed": launch.deepspeed(),
-        "deepspeed_source": str(launch.ds_config),
-    }
+    common = engine_options(recipe, launch)
     build = TokenFlowTokenizer.build if launch.init_from is None else TokenFlowTokenizer
     tokenizer = Engine(
         lambda: build(config),

@@ -20,10 +20,12 @@ from tokenflow.evaluation.measure import NotMeasured, write_atomic
 from tokenflow.evaluation.progress import EvaluationProgress
 from tokenflow.evaluation.scenes import verify_scenes
 from tokenflow.evaluation.weights import INCEPTION_FILE, find_weights, load_inception, load_lpips
+from tokenflow.nn.fingerprint import fingerprint
+from tokenflow.tasks.evaluation_folder import agreed_state
 from tokenflow.tasks.tokenizer_recipe import TeacherChoice
 from tokenflow.tokenizer.losses import VGG16_FILE
 from tokenflow.tokenizer.model import TokenFlowTokenizer
-from tokenflow.tokenizer.teachers import Teacher, build_teacher
+from tokenflow.tokenizer.teachers import build_teacher
 from tokenflow.train import distributed
 
 logger = logging.getLogger(__name__)
@@ -107,11 +109,9 @@ def evaluate_into(recipe: EvaluationRecipe, folder: Path, *, resume: str = "auto
 
     Raises ValueError as `evaluate` does, and for another evaluation in the folder.
     """
-    if resume not in ("auto", "none"):
-        raise ValueError(f"--resume {resume!r}: an evaluation takes auto (its own output folder) or none")
     job = _Job(recipe)
     fingerprint = job.fingerprint()
-    if _agreed_state(folder, fingerprint, resume=resume) == "finished":
+    if agreed_state(folder, fingerprint, resume=resume) == "finished":
         logger.info("%s holds this evaluation, finished; --resume none takes it again", folder)
         # Other machines need not see rank 0's folder.
         saved = json.dumps(read_json(folder / "result.json")) if distributed.is_main_process() else None
@@ -229,8 +229,7 @@ class _Job:
         recipe = self.recipe
         teacher = self.teacher
         own = {
-            "tokenizer": partial.parameters_hash(self.tokenizer),
-            "tokenizer_configuration": partial.configuration_hash(self.tokenizer.config),
+            "tokenizer": fingerprint(self.tokenizer),
             "sources": [source.path for source in recipe.data.sources],
             "pictures": self.batches.stamp(),
             "count": self.batches.count,
@@ -240,8 +239,7 @@ class _Job:
             "reference_rounding": recipe.reference_rounding,
             "verifier": recipe.verifier,
             "shown": recipe.pictures,
-            "teacher": partial.parameters_hash(teacher) if isinstance(teacher, Teacher) else "not measured",
-            "teacher_configuration": partial.configuration_hash(teacher.config) if isinstance(teacher, Teacher) else "",
+            "teacher": fingerprint(teacher) if isinstance(teacher, torch.nn.Module) else "not measured",
             "lpips": _weights_stamp(self.perceptual, find_weights(VGG16_FILE, recipe.lpips_weights)),
             "rfid": _weights_stamp(self.inception, find_weights(INCEPTION_FILE, recipe.inception_weights)),
             "device": self.device.type,
@@ -250,22 +248,6 @@ class _Job:
             "world_size": distributed.world_size(),
         }
         return json.loads(distributed.broadcast_text(json.dumps(own)))
-
-
-def _agreed_state(folder: Path, fingerprint: dict[str, Any], *, resume: str) -> partial.State:
-    """Rank 0's view of the output folder, ready to be written to; its error is every rank's."""
-    answer = {}
-    if distributed.is_main_process():
-        try:
-            answer["state"] = partial.find_state(folder, fingerprint) if resume == "auto" else "new"
-            if answer["state"] == "new":
-                partial.begin(folder, fingerprint)
-        except (ValueError, OSError) as error:
-            answer["error"] = str(error)
-    answer = json.loads(distributed.broadcast_text(json.dumps(answer)))
-    if "error" in answer:
-        raise ValueError(answer["error"])
-    return answer["state"]
 
 
 def _markdown(recipe: EvaluationRecipe, result: EvaluationResult) -> str:

@@ -29,7 +29,7 @@ from tokenflow.tokenizer.state_dict import Entry, rename_to_ours, tower_table
 
 if TYPE_CHECKING:
     from tokenflow.tokenizer.model import TokenFlowTokenizer
-    from tokenflow.tokenizer.teachers import Teacher
+    from tokenflow.tokenizer.teachers import Teacher, TeacherConfig
 
 
 def pretrained_weights(config: TokenizerConfig) -> dict[str, Tensor]:
@@ -210,17 +210,30 @@ def load_tokenizer(
     """A tokenizer in eval mode from a folder or a hub repository; strict about names and shapes."""
     directory = find_folder(source, revision=revision, token=token)
     with unchanged(directory):
-        description = read_description(directory, key="tokenizer")
-        config = from_dict(TokenizerConfig, description["tokenizer"])
+        config, teacher = read_tokenizer_config(directory)
         state = read_weights(directory, device=device)
     with torch.device("meta"):
         model = cls(config)
     assign_weights(model, state, source=str(directory))
-    if "teacher" in description:
-        from tokenflow.tokenizer.teachers import TeacherConfig
-
-        model.teacher = from_dict(TeacherConfig, description["teacher"])
+    model.teacher = teacher
     return model.eval()
+
+
+def read_tokenizer_config(directory: str | Path) -> tuple[TokenizerConfig, TeacherConfig | None]:
+    """(configuration of a tokenizer folder, of the teacher it was trained with if that is known).
+
+    Raises:
+        OSError: config.json is missing.
+        ValueError: It describes something else.
+    """
+    from tokenflow.tokenizer.teachers import TeacherConfig
+
+    described = read_description(Path(directory), key="tokenizer")
+    teacher = described.get("teacher")
+    return (
+        from_dict(TokenizerConfig, described["tokenizer"]),
+        None if teacher is None else from_dict(TeacherConfig, teacher),
+    )
 
 
 def push_tokenizer(
