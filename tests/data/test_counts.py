@@ -90,7 +90,7 @@ def test_where_nothing_can_be_written_counts_stay_in_memory(folder, monkeypatch)
     def read_only(*_):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(Path, "write_text", read_only)
+    monkeypatch.setattr(Path, "write_bytes", read_only)
     assert list(ShardSource(expand_shards(str(folder))).shard_sizes) == SIZES
     assert all(path.suffix == ".tar" for path in folder.iterdir())
 

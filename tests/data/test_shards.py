@@ -84,7 +84,7 @@ def test_the_index_stays_in_memory_where_it_cannot_be_written(tmp_path, monkeypa
         raise PermissionError("read-only")
 
     # root may write anywhere, so the folder's mode alone would test nothing
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
     assert ShardSource([str(folder / "000.tar")]).read(3).key == "0003"
     assert [path.name for path in folder.iterdir()] == ["000.tar"]
 

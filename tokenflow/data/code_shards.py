@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tokenflow.data.codes import CodesDescription, codes_of_source, write_description
 from tokenflow.data.config import SourceConfig
 from tokenflow.data.counts import MANIFEST_NAME
+from tokenflow.data.files import write_json
 from tokenflow.data.samples import CODES_EXTENSION, BadSample, RawSample, Source
 from tokenflow.data.shape_shards import write_shard
 from tokenflow.data.sources import open_source
@@ -123,7 +124,7 @@ class CodeShards:
                 rows = self._rows(span, batch_size=batch_size, num_workers=num_workers)
                 samples = self._samples(rows, encode, unusable=unusable, progress=progress)
                 entry = write_shard(self.folder / span.name, samples)
-                _write(self._entry_path(span), {**entry, "without_codes": len(unusable)})
+                write_json(self._entry_path(span), {**entry, "without_codes": len(unusable)})
         return self._finish()
 
     def _rows(self, span: ShardSpan, *, batch_size: int, num_workers: int) -> Iterable[list[Row]]:
@@ -173,7 +174,7 @@ class CodeShards:
         if not all(entries):
             return False
         content = {"codes": self.description.to_json(), "source": self.described}
-        _write(self.folder / MANIFEST_NAME, {**content, "samples": self.total, "shards": entries})
+        write_json(self.folder / MANIFEST_NAME, {**content, "samples": self.total, "shards": entries})
         return True
 
     def _entry(self, span: ShardSpan) -> dict[str, Any] | None:
@@ -223,9 +224,3 @@ def _spans(source: Source, samples_per_shard: int | None) -> list[ShardSpan]:
         spans.append(ShardSpan(name=f"codes-{number:06d}.tar", start=start, stop=start + count))
         start += count
     return spans
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)

@@ -15,6 +15,7 @@ import numpy as np
 
 from tokenflow.data.config import DataConfig, SourceConfig
 from tokenflow.data.counts import MANIFEST_NAME
+from tokenflow.data.files import write_json
 from tokenflow.data.samples import BadSample
 from tokenflow.data.shards import expand_shards
 
@@ -99,9 +100,7 @@ def write_description(folder: Path, description: CodesDescription, *, source: di
                 f"{source}. Choose another folder, or remove this one."
             )
         return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)
+    write_json(path, content)
 
 
 def codes_of_source(source: SourceConfig) -> CodesDescription | None:

@@ -8,12 +8,12 @@ import json
 import logging
 import os
 import random
-import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
 from pathlib import Path
+
+from tokenflow.data.files import write_beside
 
 logger = logging.getLogger(__name__)
 MANIFEST_NAME = "manifest.json"
@@ -36,18 +36,6 @@ def count_samples(paths: Sequence[str], *, count: Callable[[str], int], at_least
     while len(sizes) < len(paths) and sum(sizes) < at_least:
         sizes += _count_all(paths[len(sizes) : len(sizes) + _THREADS], count)
     return sizes
-
-
-def write_beside(path: Path, text: str) -> None:
-    """Write a file that speeds up the next start, whole or not at all; where that is impossible, only say so."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        partial.write_text(text)
-        os.replace(partial, path)
-    except OSError as error:
-        logger.info("%s stays in memory: %s", path, error)
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def _count_all(paths: Sequence[str], count: Callable[[str], int]) -> list[int]:

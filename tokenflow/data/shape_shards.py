@@ -7,7 +7,6 @@ counts, bytes and sha256 of every shard.
 import hashlib
 import io
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from PIL import Image
 
 from tokenflow.data.captions import caption
 from tokenflow.data.counts import MANIFEST_NAME
+from tokenflow.data.files import replacing, write_json
 from tokenflow.data.questions import questions
 from tokenflow.data.shapes import Scene, SceneSampler, Split, draw
 
@@ -80,24 +80,21 @@ def write_shapes(
             for index in range(start, stop)
         )
         shards.append(write_shard(path, samples))
-    _replace(manifest_path, json.dumps({"source": source, "samples": num_samples, "shards": shards}, indent=1).encode())
+    write_json(manifest_path, {"source": source, "samples": num_samples, "shards": shards})
     return manifest_path
 
 
 def write_shard(path: Path, samples: Any) -> dict[str, Any]:
     """Write an iterable of webdataset samples (bytes values) to one tar, atomically; returns its manifest entry."""
-    partial = path.with_name(f".{path.name}.partial")
     count = 0
-    with open(partial, "wb") as stream:
-        with webdataset.TarWriter(stream, encoder=False, mtime=0, user="tokenflow", group="tokenflow") as writer:
-            for sample in samples:
-                writer.write(sample)
-                count += 1
-        stream.flush()
-        os.fsync(stream.fileno())
-    digest = hashlib.sha256(partial.read_bytes()).hexdigest()
-    size = partial.stat().st_size
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        with open(partial, "wb") as stream:
+            with webdataset.TarWriter(stream, encoder=False, mtime=0, user="tokenflow", group="tokenflow") as writer:
+                for sample in samples:
+                    writer.write(sample)
+                    count += 1
+        digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+        size = partial.stat().st_size
     return {"name": path.name, "samples": count, "bytes": size, "sha256": digest}
 
 
@@ -109,9 +106,3 @@ def _is_complete(manifest_path: Path, source: dict[str, Any]) -> bool:
         (path := manifest_path.parent / shard["name"]).is_file() and path.stat().st_size == shard["bytes"]
         for shard in manifest["shards"]
     )
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

@@ -19,7 +19,8 @@ from typing import Any
 
 import braceexpand
 
-from tokenflow.data.counts import count_samples, write_beside
+from tokenflow.data.counts import count_samples
+from tokenflow.data.files import write_beside
 from tokenflow.data.memo import Memo
 from tokenflow.data.samples import CODES_EXTENSION, IMAGE_EXTENSIONS, BadSample, RawSample
 

@@ -7,8 +7,6 @@ nothing here needs torch.distributed. With `all_reduce=None` the process is alon
 import io
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from tokenflow.data.files import write_whole
 
 AllReduce = Callable[[Tensor], Tensor]
 
@@ -69,18 +69,7 @@ def write_atomic(path: str | Path, content: bytes | str) -> Path:
     """Write a file that is either whole or absent, also if the process dies meanwhile; makes parent folders."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, content)
     return path
 
 
