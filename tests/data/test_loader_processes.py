@@ -46,7 +46,12 @@ def start(folder, *, catch=True, end=""):
     program = PROGRAM.format(path=folder, catch=catch, end=end)
     pipe = subprocess.PIPE
     process = subprocess.Popen(
-        [sys.executable, "-c", program], stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        [sys.executable, "-W", "ignore:This DataLoader will create", "-c", program],
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        start_new_session=True,
     )
     if process.stdout.readline() != "ready\n":
         pytest.fail(process.communicate(timeout=60)[1])
