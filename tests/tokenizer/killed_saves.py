@@ -8,6 +8,8 @@ import os
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,8 +35,8 @@ def outcome(folder: Path) -> str:
     return {(0.0,): "old", (1.0,): "new"}.get(tuple(values), f"mixed {values}")
 
 
-def save_and_die(model: TokenFlowTokenizer, folder: Path, *, step: int, shard_size: str) -> bool:
-    """In a process of its own; whether it died."""
+def save_and_die(save: Callable[[], object], folder: Path, *, step: int) -> bool:
+    """Save in a process of its own, which dies at its `step`-th rename or removal in the folder; whether it died."""
     child = os.fork()
     if child == 0:
         left = [step]
@@ -46,7 +48,7 @@ def save_and_die(model: TokenFlowTokenizer, folder: Path, *, step: int, shard_si
                     os._exit(9)
 
         sys.addaudithook(die)
-        model.save_pretrained(folder, max_shard_size=shard_size)
+        save()
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
@@ -57,7 +59,7 @@ def outcomes(folder: Path, old_size: str, new_size: str) -> Counter:
     for step in range(100):
         shutil.rmtree(folder, ignore_errors=True)
         old.save_pretrained(folder, max_shard_size=old_size)
-        died = save_and_die(new, folder, step=step, shard_size=new_size)
+        died = save_and_die(partial(new.save_pretrained, folder, max_shard_size=new_size), folder, step=step)
         counts[outcome(folder)] += 1
         if not died:
             break

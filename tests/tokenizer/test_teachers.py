@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 
+from tests.tokenizer.killed_saves import save_and_die
 from tokenflow.tokenizer.presets import TEACHERS, preset, teacher_preset
 from tokenflow.tokenizer.teachers import (
     SmallClipConfig,
@@ -93,6 +94,39 @@ def test_teachers_build_on_meta(name):
 def test_impossible_teachers_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TEACHERS["nano"], **change)
+
+
+def constant_teacher(value, **changes):
+    model = build_open_clip(dataclasses.replace(SMALL, **changes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(value)
+    return model
+
+
+def loaded_value(folder):
+    """The one value of all weights of a teacher, or "refused"."""
+    try:
+        (value,) = {value.unique().item() for value in load_teacher(folder).parameters()}
+    except FileNotFoundError:
+        return "refused"
+    return value
+
+
+@pytest.mark.parametrize("changes", [{}, {"text_depth": 1}])
+def test_a_teachers_save_killed_at_any_step_leaves_the_old_the_new_or_a_clear_error(tmp_path, changes):
+    seen = []
+    for step in range(20):
+        save_teacher(constant_teacher(0.0, **changes), tmp_path)
+        died = save_and_die(lambda: save_teacher(constant_teacher(1.0), tmp_path), tmp_path, step=step)
+        seen.append(loaded_value(tmp_path))
+        if not died:
+            break
+    assert seen[0] == 0.0 and seen[-1] == 1.0 and set(seen) <= {0.0, 1.0, "refused"}
+    # Training writes over its own teacher: there one survives whatever happens.
+    assert changes or "refused" not in seen
+    save_teacher(constant_teacher(0.0), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["open_clip_config.json", "open_clip_model.safetensors"]
 
 
 def test_a_folder_without_a_teacher_says_what_is_missing(tmp_path):

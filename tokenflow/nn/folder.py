@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,23 +47,36 @@ def save_folder(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     config = json.dumps(description, indent=2) + "\n"
-    with _hidden(directory) as hidden:
+    with hidden_names(directory) as hidden:
         written = _write_weights(directory, state, max_shard_size=max_shard_size)
-        _write(hidden(CARD_FILE), card)
-        _write(hidden(CONFIG_FILE), config)
+        write_text(hidden(CARD_FILE), card)
+        write_text(hidden(CONFIG_FILE), config)
         stale = {path.name for pattern in WEIGHT_PATTERNS for path in directory.glob(pattern)} - set(written)
-        target = directory / CONFIG_FILE
-        # One file that takes the place of one file under the same configuration: a rename is atomic as it is.
-        alone = written == [WEIGHTS_FILE] and not stale and target.is_file() and target.read_text() == config
-        if not alone:
-            target.unlink(missing_ok=True)
-        for name in (*written, CARD_FILE):
-            os.replace(hidden(name), directory / name)
-        for name in stale:
-            (directory / name).unlink()
-        if not alone:
-            os.replace(hidden(CONFIG_FILE), target)
+        put_in_place(directory, written, last=CONFIG_FILE, stale=stale)
+        os.replace(hidden(CARD_FILE), directory / CARD_FILE)
     return directory
+
+
+def put_in_place(directory: Path, names: Sequence[str], *, last: str, stale: Collection[str] = ()) -> None:
+    """Move files from their hidden names to their own, so that whoever finds `last` finds all of one save.
+
+    Args:
+        directory: Their folder.
+        names: Files that make up the model, without `last`.
+        last: The file that readers look for first.
+        stale: Files of an earlier save that this one does not replace.
+    """
+    target, hidden = directory / last, _hidden_path(directory, last)
+    # One file that takes the place of one file under the same configuration: a rename is atomic as it is.
+    alone = len(names) == 1 and not stale and target.is_file() and target.read_bytes() == hidden.read_bytes()
+    if not alone:
+        target.unlink(missing_ok=True)
+    for name in names:
+        os.replace(_hidden_path(directory, name), directory / name)
+    for name in stale:
+        (directory / name).unlink()
+    if not alone:
+        os.replace(hidden, target)
 
 
 def _write_weights(directory: Path, state: Mapping[str, Tensor], *, max_shard_size: int | str) -> list[str]:
@@ -72,24 +85,27 @@ def _write_weights(directory: Path, state: Mapping[str, Tensor], *, max_shard_si
 
     split = split_torch_state_dict_into_shards(dict(state), max_shard_size=max_shard_size)
     for name, keys in split.filename_to_tensors.items():
-        path = _hidden_path(directory, name)
-        path.touch()
-        mode = path.stat().st_mode
-        shard = {key: state[key].detach().contiguous().cpu() for key in keys}
-        save_file(shard, path, metadata={"format": "pt"})
-        # safetensors 0.8 makes files that nobody else may read.
-        path.chmod(mode)
-        _sync(path)
+        write_tensors(_hidden_path(directory, name), {key: state[key] for key in keys})
     names = list(split.filename_to_tensors)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        _write(_hidden_path(directory, INDEX_FILE), json.dumps(index, indent=2) + "\n")
+        write_text(_hidden_path(directory, INDEX_FILE), json.dumps(index, indent=2) + "\n")
         names.append(INDEX_FILE)
     return names
 
 
+def write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write tensors, on any device, to one safetensors file and wait until it is on disk."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({key: value.detach().contiguous().cpu() for key, value in state.items()}, path, metadata={"format": "pt"})
+    # safetensors 0.8 makes files that nobody else may read.
+    path.chmod(mode)
+    _sync(path)
+
+
 @contextlib.contextmanager
-def _hidden(directory: Path) -> Iterator[Any]:
+def hidden_names(directory: Path) -> Iterator[Callable[[str], Path]]:
     """Gives the hidden path of a name; what is still hidden at the end, or was left by a killed save, is removed."""
     try:
         yield lambda name: _hidden_path(directory, name)
@@ -102,7 +118,8 @@ def _hidden_path(directory: Path, name: str) -> Path:
     return directory / f".{name}.partial"
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write text and wait until it is on disk."""
     path.write_text(text)
     _sync(path)
 

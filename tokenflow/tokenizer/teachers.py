@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tokenflow.nn.folder import hidden_names, put_in_place, write_tensors, write_text
 from tokenflow.nn.vision_transformer import VisionTransformer, VisionTransformerConfig
 from tokenflow.tokenizer.config import EncoderKind, Normalization
 from tokenflow.tokenizer.encoders import normalize
@@ -161,13 +162,18 @@ def build_open_clip(config: SmallClipConfig) -> nn.Module:
 
 
 def save_teacher(model: nn.Module, directory: str | Path) -> Path:
-    """Write a model of `build_open_clip` as a folder that `load_teacher`, `build_teacher` and open_clip read."""
+    """Write a model of `build_open_clip` as a folder that `load_teacher`, `build_teacher` and open_clip read.
+
+    A folder that holds a teacher already holds the old one or the new one at any time, or is refused by `load_teacher`.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     preprocessing = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
     description = {"model_cfg": model.small_clip_config.model_config(), "preprocess_cfg": preprocessing}
-    (directory / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n")
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, directory / WEIGHTS_FILE)
+    with hidden_names(directory) as hidden:
+        write_tensors(hidden(WEIGHTS_FILE), model.state_dict())
+        write_text(hidden(CONFIG_FILE), json.dumps(description, indent=2) + "\n")
+        put_in_place(directory, [WEIGHTS_FILE], last=CONFIG_FILE)
     return directory
 
 
