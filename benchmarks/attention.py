@@ -13,15 +13,14 @@ the reference's largest value, in the same run. A backend that cannot run here i
 import argparse
 import json
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.memory import number_of_fresh_process, peak_growth_mb
+from benchmarks.timing import milliseconds
 from tokenflow.language.config import LanguageConfig
 from tokenflow.language.transformer import CausalTransformer
 from tokenflow.ops.attention import AttentionBackend, attention, available_backends, resolve_backend
@@ -96,55 +95,26 @@ def relative_error(found: list[Tensor], expected: list[Tensor]) -> float:
     return max(errors)
 
 
-def _milliseconds(work: Callable[[], object], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - start)
-
-
-def _status_mb(field: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {field}; peak memory is measured on Linux only.")
-
-
 def measure_peak_mb(workload: str, backend: AttentionBackend, arguments: argparse.Namespace) -> float:
     """Growth of memory at the peak of one step; call it in a fresh process."""
     # Starts thread pools and loads kernels, which are not the backend's memory; on a GPU it compiles flex too.
     small = argparse.Namespace(**{**vars(arguments), "batch": 1, "heads": 1})
     training_step(workload, backend, small if arguments.device == "cpu" else arguments)()
-    step = training_step(workload, backend, arguments)
-    if arguments.device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to the present size
-    before_mb = _status_mb("VmRSS")
-    step()
-    return _status_mb("VmHWM") - before_mb
-
-
-def _peak_mb_in_fresh_process(workload: str, backend: str) -> float:
-    command = [sys.executable, "-m", "benchmarks.attention", *sys.argv[1:], "--peak_of", workload, backend]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return peak_growth_mb(training_step(workload, backend, arguments), arguments.device)
 
 
 def measure(workload: str, backends: list[AttentionBackend], arguments: argparse.Namespace) -> list[dict[str, object]]:
     """A row for each backend, timed in turn."""
     steps = {backend: training_step(workload, backend, arguments) for backend in backends}
     results = {backend: step() for backend, step in steps.items()}
+    peaks = {
+        backend: number_of_fresh_process("benchmarks.attention", [*sys.argv[1:], "--peak_of", workload, backend])
+        for backend in backends
+    }
     times: dict[str, list[float]] = {backend: [] for backend in backends}
     for _ in range(arguments.repeats):
         for backend, step in steps.items():
-            times[backend].append(_milliseconds(step, arguments.device))
+            times[backend].append(milliseconds(step, arguments.device))
     chosen = resolve_backend("auto", device=arguments.device, dtype=_DTYPES[arguments.precision]).name
     return [
         {
@@ -154,7 +124,7 @@ def measure(workload: str, backends: list[AttentionBackend], arguments: argparse
             "time_ms": round(min(times[backend]), 2),
             "median_time_ms": round(statistics.median(times[backend]), 2),
             "speedup_vs_dense": round(min(times["dense"]) / min(times[backend]), 2),
-            "extra_peak_mb": round(_peak_mb_in_fresh_process(workload, backend), 1),
+            "extra_peak_mb": round(peaks[backend], 1),
             "error": float(f"{relative_error(results[backend], results['dense']):.1e}"),
         }
         for backend in backends

@@ -13,14 +13,12 @@ GPU it is torch's peak allocation.
 import argparse
 import json
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
+from benchmarks.memory import number_of_fresh_process, peak_growth_mb
+from benchmarks.timing import milliseconds
 from tokenflow.tokenizer.quantizer import QuantizerConfig, SharedIndexQuantizer
 
 _CODE_WIDTHS = (32, 8)
@@ -44,16 +42,6 @@ def _workload(codebook_size: int, device: str) -> Callable[[], None]:
     return forward_backward
 
 
-def _milliseconds(work: Callable[[], object], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - start)
-
-
 def measure_time(codebook_size: int, *, repeats: int, device: str) -> dict[str, float]:
     """Milliseconds of the quantiser and of the bare matmul, measured in turn: best and median."""
     quantize = _workload(codebook_size, device)
@@ -62,8 +50,8 @@ def measure_time(codebook_size: int, *, repeats: int, device: str) -> dict[str, 
     times: list[float] = []
     matmul_times: list[float] = []
     for _ in range(repeats + 2):
-        times.append(_milliseconds(quantize, device))
-        matmul_times.append(_milliseconds(lambda: left @ right, device))
+        times.append(milliseconds(quantize, device))
+        matmul_times.append(milliseconds(lambda: left @ right, device))
     times, matmul_times = times[2:], matmul_times[2:]
     return {
         "time_ms": min(times),
@@ -74,33 +62,10 @@ def measure_time(codebook_size: int, *, repeats: int, device: str) -> dict[str, 
     }
 
 
-def _status_mb(field: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {field}; peak memory is measured on Linux only.")
-
-
 def measure_peak_mb(codebook_size: int, *, device: str) -> float:
     """Growth of memory at the peak of one forward and backward; call it in a fresh process."""
     _workload(64, device)()  # starts the thread pools and loads kernels, which are not the quantiser's memory
-    work = _workload(codebook_size, device)
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to the present size
-    before_mb = _status_mb("VmRSS")
-    work()
-    return _status_mb("VmHWM") - before_mb
-
-
-def _peak_mb_in_fresh_process(codebook_size: int, device: str) -> float:
-    command = [sys.executable, "-m", "benchmarks.quantizer", "--peak_of", str(codebook_size), "--device", device]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return peak_growth_mb(_workload(codebook_size, device), device)
 
 
 def main() -> None:
@@ -121,7 +86,8 @@ def main() -> None:
     for codebook_size in arguments.codebook_sizes:
         row: dict[str, float] = {"codebook_size": codebook_size}
         row |= measure_time(codebook_size, repeats=arguments.repeats, device=arguments.device)
-        row["extra_peak_mb"] = _peak_mb_in_fresh_process(codebook_size, arguments.device)
+        peak_of = ["--peak_of", str(codebook_size), "--device", arguments.device]
+        row["extra_peak_mb"] = number_of_fresh_process("benchmarks.quantizer", peak_of)
         rounded = {column: round(row[column], 3) for column in columns}
         if arguments.json:
             print(json.dumps(rounded), flush=True)
