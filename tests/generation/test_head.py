@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tokenflow.generation import head as head_module
 from tokenflow.generation.head import Head
+from tokenflow.ops import cross_entropy
 
 
 class LargestTensor(TorchDispatchMode):
@@ -40,7 +40,7 @@ def reference(head: Head, hidden, targets):
 @pytest.mark.parametrize("loss_over", ["vocabulary", "codes"])
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
 def test_losses_and_gradients_equal_one_cross_entropy(monkeypatch, loss_over, chunk):
-    monkeypatch.setattr(head_module, "CHUNK_ELEMENTS", chunk * 50)
+    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", chunk * 50)
     head = make(loss_over)
     hidden = torch.randn(3, 7, 8, requires_grad=True)
     targets = torch.randint(18, 50, (3, 7))
@@ -62,7 +62,7 @@ def test_logits_are_those_of_the_codes_alone():
 
 
 def test_memory_does_not_grow_with_tokens_times_vocabulary(monkeypatch):
-    monkeypatch.setattr(head_module, "CHUNK_ELEMENTS", 64 * 3000)
+    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", 64 * 3000)
     head = make(rows=3000, first=0, codes=3000)
     peaks = []
     for tokens in (256, 2048):

@@ -1,0 +1,1 @@
+"""Codes and text to text."""
