@@ -1,15 +1,12 @@
 """Stage 2 for real: the decoder grows and trains on one and two processes, and no code changes."""
 
-import signal
-import time
-
 import pytest
 import torch
 
 from tests.pipelines.world import CONFIGS, DECODER, decoder_options
-from tests.train.launching import curve, run, start
+from tests.train.launching import curve, run, stop
 from tokenflow import TokenFlowTokenizer
-from tokenflow.train import EXIT_STOPPED, read_rows
+from tokenflow.train import read_rows
 
 TERMS = ("loss", "reconstruction", "perceptual")
 GAN_TERMS = ("adversarial", "discriminator")
@@ -82,14 +79,7 @@ def test_two_processes_reach_the_curve_of_one(world, barely_trained, finished, t
 
 def test_a_stopped_run_ends_like_the_unbroken_one(world, barely_trained, finished, tmp_path):
     options = [*decoder_options(world, barely_trained, tmp_path / "run"), "--tracking.mlflow", "false"]
-    (process,) = start(*options, module=DECODER)
-    while not read_rows(tmp_path / "run" / "metrics.jsonl"):
-        assert process.poll() is None, process.communicate()[0][-4000:]
-        time.sleep(0.01)
-    process.send_signal(signal.SIGUSR1)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == EXIT_STOPPED, output[-4000:]
-    assert not (tmp_path / "run" / "model").exists()
+    stop(*options, folder=tmp_path / "run", module=DECODER)
     run(*options, module=DECODER)
     for term in TERMS:
         assert curve(tmp_path / "run", term) == curve(finished, term)

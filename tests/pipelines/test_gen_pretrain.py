@@ -1,19 +1,16 @@
 """Stage 3 for real: the generator trains on one and two processes, from random weights and from a language model."""
 
-import signal
-import time
-
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.pipelines.world import CONFIGS, GENERATOR, generator_options
-from tests.train.launching import curve, run, start
+from tests.train.launching import curve, run, stop
 from tokenflow import TextToImage, TokenFlowTokenizer
 from tokenflow.cli import main as command
 from tokenflow.data import DataConfig, SourceConfig, read_captions
 from tokenflow.language.text_tokenizer import load_text_tokenizer, train_sentencepiece
-from tokenflow.train import EXIT_STOPPED, read_rows
+from tokenflow.train import read_rows
 
 SCALES = (1, 2, 4, 8)
 TERMS = ("loss", "accuracy", *(f"loss/scale_{scale}" for scale in SCALES))
@@ -84,14 +81,7 @@ def test_a_stopped_run_ends_like_the_unbroken_one_and_keeps_its_text_tokenizer(
     world, barely_trained, finished, tmp_path
 ):
     options = [*generator_options(world, barely_trained, tmp_path / "run"), *QUIET]
-    (process,) = start(*options, module=GENERATOR)
-    while not read_rows(tmp_path / "run" / "metrics.jsonl"):
-        assert process.poll() is None, process.communicate()[0][-4000:]
-        time.sleep(0.01)
-    process.send_signal(signal.SIGUSR1)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == EXIT_STOPPED, output[-4000:]
-    assert not (tmp_path / "run" / "model").exists()
+    stop(*options, folder=tmp_path / "run", module=GENERATOR)
     written = (tmp_path / "run" / "text_tokenizer" / "tokenizer.model").stat()
     run(*options, module=GENERATOR)
     for term in TERMS:

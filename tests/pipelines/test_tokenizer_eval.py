@@ -1,12 +1,11 @@
 """Evaluation for real: the same numbers on one and two processes, killed and continued, wrong input named."""
 
 import json
-import time
 
 import pytest
 
 from tests.pipelines.world import tokenizer_options
-from tests.train.launching import run, start
+from tests.train.launching import run, start, wait_until
 from tokenflow.cli import main as command_line
 
 EVALUATE = "pipelines.tokenizer_eval"
@@ -47,12 +46,6 @@ def test_two_ranks_give_the_numbers_of_one_although_the_last_batch_is_padded(wor
     assert "VILA-U" in printed and "13 pictures at 32 x 32: NOT comparable" in printed
     assert [row["psnr"] for row in one["paper_rows"]["rows"] if row["model"] == "TokenFlow"] == [21.41, 22.77]
     assert one["paper_rows"]["ours"]["psnr"] == one["metrics"]["psnr"]
-
-
-def wait_until(condition, process):
-    while not condition():
-        assert process.poll() is None, process.communicate()[0][-4000:]
-        time.sleep(0.001)
 
 
 def kill_while_it_saves(folder, arguments, *, world_size):

@@ -1,9 +1,7 @@
 """Stage 1 for real: DeepSpeed, gloo, MLflow, shards and folders, on one and two processes."""
 
 import json
-import signal
 import sqlite3
-import time
 
 import numpy as np
 import pytest
@@ -11,9 +9,9 @@ import torch
 from PIL import Image
 
 from tests.pipelines.world import CONFIGS, TOKENIZER, tokenizer_options
-from tests.train.launching import curve, run, start
+from tests.train.launching import curve, run, stop
 from tokenflow import TokenFlowTokenizer
-from tokenflow.train import EXIT_STOPPED, read_rows
+from tokenflow.train import read_rows
 
 TERMS = ("loss", "reconstruction", "semantic", "perceptual", "codebook")
 GAN_TERMS = ("adversarial", "discriminator")
@@ -73,14 +71,7 @@ def test_two_processes_reach_the_curve_of_one(world, finished, tmp_path, stage):
 
 def test_a_stopped_run_saves_says_so_and_ends_like_the_unbroken_one(world, finished, tmp_path):
     options = tokenizer_options(world, tmp_path / "run")
-    (process,) = start(*options, module=TOKENIZER)
-    while not read_rows(tmp_path / "run" / "metrics.jsonl"):
-        assert process.poll() is None, process.communicate()[0][-4000:]
-        time.sleep(0.01)
-    process.send_signal(signal.SIGUSR1)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == EXIT_STOPPED, output[-4000:]
-    assert not (tmp_path / "run" / "model").exists()
+    stop(*options, folder=tmp_path / "run", module=TOKENIZER)
     run(*options, module=TOKENIZER)
     for term in TERMS:
         assert curve(tmp_path / "run", term) == curve(finished, term)

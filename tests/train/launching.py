@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.train.tiny_run import KEYS
-from tokenflow.train import read_rows
+from tokenflow.train import EXIT_STOPPED, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,6 +60,24 @@ def run(
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == expected, output[-4000:]
     return outputs[0]
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait for something that a running process will do."""
+    while not condition():
+        assert process.poll() is None, process.communicate()[0][-4000:]
+        time.sleep(0.001)
+
+
+def stop(*arguments: object, folder: Path, module: str) -> str:
+    """Run a pipeline until its first row is in `folder`, then ask it to stop; its output. It has no model yet."""
+    (process,) = start(*arguments, module=module)
+    wait_until(lambda: bool(read_rows(folder / "metrics.jsonl")), process)
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == EXIT_STOPPED, output[-4000:]
+    assert not (folder / "model").exists()
+    return output
 
 
 def curve(folder: Path, name: str = "loss", kind: str = "train") -> list[float]:

@@ -6,17 +6,11 @@ import time
 import pytest
 import torch
 
-from tests.train.launching import curve, run, start
+from tests.train.launching import curve, run, start, wait_until
 from tokenflow.train import read_rows
 
 STEPS = 60
 ARGUMENTS = ["--steps", STEPS, "--save_every", 2, "--evaluate_every", 15, "--task", "gan", "--start", 5]
-
-
-def wait_until(condition, process):
-    while not condition():
-        assert process.poll() is None, process.communicate()[0][-4000:]
-        time.sleep(0.002)
 
 
 def kill_somewhere(folder, process, chance, *, while_saving):
