@@ -91,5 +91,22 @@ LANGUAGE_PRESETS: dict[str, LanguageConfig] = {
         mlp_width=5632,
         max_positions=2048,
     ),
+    "vicuna-13b": LanguageConfig(
+        vocabulary_size=32000, width=5120, depth=40, heads=40, kv_heads=40, head_width=128, mlp_width=13824
+    ),
+    "qwen2.5-14b": LanguageConfig(
+        vocabulary_size=152064,
+        width=5120,
+        depth=48,
+        heads=40,
+        kv_heads=8,
+        head_width=128,
+        mlp_width=13824,
+        norm_epsilon=1e-6,
+        rope_theta=1e6,
+        qkv_bias=True,
+        max_positions=32768,
+    ),
 }
-"""Sizes of `meta-llama/Llama-2-7b-hf` and of `TinyLlama/TinyLlama-1.1B-Chat-v1.0`."""
+"""Sizes of `meta-llama/Llama-2-7b-hf`, `TinyLlama/TinyLlama-1.1B-Chat-v1.0`, `lmsys/vicuna-13b-v1.5` and
+`Qwen/Qwen2.5-14B-Instruct`."""

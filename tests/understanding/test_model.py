@@ -1,0 +1,160 @@
+"""The model and its batches: images in their places, losses where labels are, packing without a trace."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.understanding.tiny import FEATURE_WIDTH, IMAGE_TOKENS, build, conversation, features, tiny_config
+from tokenflow.ops.attention_layout import AttentionLayout
+from tokenflow.understanding.batching import collate, pack, spliced_length
+from tokenflow.understanding.conversation_tokens import IGNORE, IMAGE_TOKEN, Tokens
+from tokenflow.understanding.model import MultimodalModel
+
+LENGTHS = ((9, 1), (14, 2), (6, 0), (11, 1), (5, 0))
+"""Tokens and images of some conversations."""
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build(tiny_config())
+
+
+def conversations():
+    return [conversation(length, images=images, seed=n) for n, (length, images) in enumerate(LENGTHS)]
+
+
+def make(samples, **options):
+    return collate(samples, **{"image_tokens": IMAGE_TOKENS, "max_length": 64} | options)
+
+
+def naive_losses(model, tokens, images):
+    """One conversation by itself: embeddings put together by hand, logits everywhere, shifted cross-entropy."""
+    rows, labels = [], []
+    images = iter(images)
+    for token, label in zip(*tokens, strict=True):
+        if token == IMAGE_TOKEN:
+            rows.append(model.projector(next(images)))
+            labels += [IGNORE] * IMAGE_TOKENS
+        else:
+            rows.append(model.language.embed_tokens(torch.tensor([token])))
+            labels.append(label)
+    embeddings = torch.cat(rows)[None]
+    hidden = model.language(embeddings, layout=AttentionLayout.causal(1, len(labels)))
+    logits = hidden[0] @ model.head.weight.T
+    losses = F.cross_entropy(logits[:-1], torch.tensor(labels[1:]), ignore_index=IGNORE, reduction="none")
+    return losses[torch.tensor(labels[1:]) != IGNORE]
+
+
+@pytest.mark.parametrize("packing", ["none", "rows"])
+def test_loss_and_gradients_equal_each_conversation_by_itself(model, packing):
+    samples, images = conversations(), features(4)
+    batch = make(samples, packing=packing, max_length=32)
+    found = model(batch, images)
+    parts = iter(images.split([count for _, count in LENGTHS]))
+    losses = torch.cat([naive_losses(model, tokens, next(parts)) for tokens in samples])
+    torch.testing.assert_close(found.loss, losses.mean(), atol=1e-5, rtol=1e-5)
+    assert int(found.tokens) == len(losses)
+    expected = torch.autograd.grad(losses.mean(), list(model.parameters()))
+    gradients = torch.autograd.grad(found.loss, list(model.parameters()))
+    for ours, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_packing_fills_rows_and_positions_begin_anew():
+    packed, padded = make(conversations(), packing="rows", max_length=32), make(conversations())
+    assert len(packed.ids) == 2 and len(padded.ids) == 5
+    lengths = [spliced_length(tokens, image_tokens=IMAGE_TOKENS) for tokens in conversations()]
+    assert sorted(sample.text for row in packed.layout.rows for sample in row) == sorted(lengths)
+    for row, samples in enumerate(packed.layout.rows):
+        for sample in samples:
+            assert packed.positions[row, sample.start : sample.end].tolist() == list(range(sample.text))
+    assert len(packed.targets) == len(padded.targets)
+
+
+def test_pack_takes_the_first_row_with_room():
+    assert pack([5, 4, 3, 6, 1], capacity=9) == [[0, 1], [2, 3], [4]]
+    assert pack([9, 9], capacity=9) == [[0], [1]]
+
+
+def test_each_image_stands_where_it_was_asked_for(model):
+    images = features(4)
+    batch = make(conversations())
+    embedded = model.embed(batch.ids, batch.image_rows, images)
+    projected = model.projector(images)
+    torch.testing.assert_close(embedded[0, 1 : 1 + IMAGE_TOKENS], projected[0])
+    torch.testing.assert_close(embedded[1, 1 : 1 + IMAGE_TOKENS], projected[1])
+    torch.testing.assert_close(embedded[1, 2 + IMAGE_TOKENS : 2 + 2 * IMAGE_TOKENS], projected[2])
+    torch.testing.assert_close(embedded[3, 1 : 1 + IMAGE_TOKENS], projected[3])
+
+
+def test_an_image_reaches_its_own_conversation_alone(model):
+    batch = make(conversations(), packing="rows", max_length=64)
+    images = features(4)
+    before = model.hidden(batch, images)
+    images[0] += 1
+    changed = (model.hidden(batch, images) - before).abs().amax(-1) > 1e-5
+    samples = [(row, sample) for row, found in enumerate(batch.layout.rows) for sample in found]
+    first = samples[0][1]
+    assert changed[0, first.start + 1 : first.end].all()
+    assert all(not changed[row, sample.start : sample.end].any() for row, sample in samples[1:])
+
+
+def test_what_does_not_fit_is_cut_even_through_an_image(model):
+    tokens = conversation(14, images=2, seed=1)
+    batch = make([tokens, conversation(6, images=0, seed=2)], max_length=9)
+    assert batch.ids.shape == (2, 9) and batch.cut == (11, 0) and batch.num_images == 2
+    assert batch.image_rows[0].tolist() == [-1, 0, 1, 2, 3, -1, 4, 5, 6]
+    assert model(batch, features(2)).loss.isfinite()
+
+
+def test_text_alone_runs_the_projector_and_moves_it_not(model):
+    batch = make([conversation(9, images=0, seed=0)])
+    loss = model(batch).loss
+    gradients = torch.autograd.grad(loss, list(model.projector.parameters()))
+    assert all(not gradient.any() for gradient in gradients)
+    torch.testing.assert_close(loss, model(batch, features(0)).loss)
+
+
+def test_a_batch_that_teaches_nothing_has_no_loss_and_finite_gradients(model):
+    tokens = conversation(9, images=1, seed=0)
+    batch = make([Tokens(tokens.ids, [IGNORE] * 9)])
+    found = model(batch, features(1))
+    assert (found.loss.item(), int(found.tokens)) == (0.0, 0)
+    assert all(not gradient.any() for gradient in torch.autograd.grad(found.loss, list(model.parameters())))
+
+
+def test_the_first_token_is_never_predicted_from_the_conversation_before():
+    tokens = Tokens([3, 4, 5], [3, 4, 5])
+    batch = make([tokens, tokens], packing="rows", max_length=8)
+    assert batch.predict_at.tolist() == [0, 1, 3, 4] and batch.targets.tolist() == [4, 5, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("images", "message"), [(None, "4 images and there are no features"), (3, "features are"), (5, "features are")]
+)
+def test_features_must_be_those_of_the_batch(model, images, message):
+    with pytest.raises(ValueError, match=message):
+        model(make(conversations()), None if images is None else features(images))
+
+
+@pytest.mark.parametrize(("name", "layers"), [("linear", 1), ("mlp1x_gelu", 1), ("mlp2x_gelu", 2), ("mlp3x_gelu", 3)])
+def test_projectors_have_their_layers_under_llavas_names(name, layers):
+    projector = MultimodalModel(tiny_config(projector=name)).projector
+    names = [f"{2 * n}.{part}" for n, part in itertools.product(range(layers), ("weight", "bias"))]
+    assert list(projector.state_dict()) == names
+    assert projector(torch.randn(2, FEATURE_WIDTH)).shape == (2, 32)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"projector": "mlpx_gelu"}, "projector is 'mlpx_gelu'"),
+        ({"image_tokens": 64}, "no text would be left"),
+        ({"max_length": 100}, "max_positions 64"),
+    ],
+)
+def test_bad_configurations_say_what_was_expected(fields, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**fields)

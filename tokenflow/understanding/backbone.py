@@ -1,0 +1,52 @@
+"""A multimodal model that starts from a pretrained language model (paper, section 3.4: Vicuna, Qwen2.5)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from tokenflow.language.config import LanguageConfig
+from tokenflow.language.hf import HfLanguage, load_hf_language
+from tokenflow.language.lazy_tensors import LazyTensors
+from tokenflow.understanding.config import UnderstandingConfig, feature_shape, image_size
+
+_SIZES = (
+    *("vocabulary_size", "width", "depth", "heads", "kv_heads", "head_width", "mlp_width", "norm_epsilon"),
+    *("rope_theta", "qkv_bias", "output_bias", "mlp_bias", "norm_order", "qk_norm"),
+)
+
+
+def backbone_config(language: LanguageConfig, tower: Any, **fields: Any) -> UnderstandingConfig:
+    """The multimodal model that grows from `language` on an image tokenizer (its configuration, or a teacher's).
+
+    `fields` are those of `UnderstandingConfig`; sizes of the image come from the tower.
+    """
+    tokens, width = feature_shape(tower, fields.get("features", "last_scale"))
+    return UnderstandingConfig(
+        language=dataclasses.replace(language, tie_embeddings=False),
+        image_size=image_size(tower),
+        image_tokens=tokens,
+        feature_width=width,
+        **fields,
+    )
+
+
+def language_weights(config: UnderstandingConfig, source: str | Path | HfLanguage) -> LazyTensors:
+    """A language model's weights under `MultimodalModel`'s names, read one at a time.
+
+    The projector, which it has not, keeps its first values: load without strictness. A head that is tied to the table
+    of embeddings begins as a copy of it. `source` is a folder or hub id, or what `load_hf_language` returned.
+
+    Raises:
+        ValueError: The language model is another than the configuration's; it names the difference.
+    """
+    found = source if isinstance(source, HfLanguage) else load_hf_language(source)
+    for name in _SIZES:
+        if getattr(found.config, name) != getattr(config.language, name):
+            raise ValueError(
+                f"the language model has {name} {getattr(found.config, name)} and the multimodal model "
+                f"{getattr(config.language, name)}. Take its sizes from the language model: backbone_config."
+            )
+    weights = found.weights.renamed(lambda name: f"language.{name}")
+    return weights.joined(found.head.renamed(lambda _: "head.weight"))

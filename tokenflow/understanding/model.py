@@ -1,0 +1,103 @@
+"""Text and images to text (paper, section 3.4): a causal language model in which features stand for images.
+
+Sequence of one conversation: tokens, and wherever an image goes its features, projected, as so many positions::
+
+    input       <s> USER :   image features ...   \\n what ... ASSISTANT :   red    </s>
+    predicts    -   -    -   -                    -  -        -         red  </s>   -
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tokenflow.language.head import LanguageHead
+from tokenflow.language.transformer import CausalTransformer
+from tokenflow.understanding.batching import MultimodalBatch
+from tokenflow.understanding.config import UnderstandingConfig
+from tokenflow.understanding.projector import build_projector
+
+
+class MultimodalOutput(NamedTuple):
+    """One training forward; a tuple, because ZeRO-3's hooks find tensors in tuples."""
+
+    loss: Float[Tensor, ""]
+    """Mean cross-entropy over the learned tokens of the batch, fp32; 0 where there are none."""
+    accuracy: Float[Tensor, ""]
+    """Share of learned tokens whose logit is the highest; no gradient."""
+    tokens: Int[Tensor, ""]
+    """Learned tokens of the batch."""
+
+
+class MultimodalModel(nn.Module):
+    """A causal transformer, its head, and the projector of image features. The image tokenizer lies outside.
+
+    Built with random weights; `language_weights` brings a language model's. Every module runs once a forward, whatever
+    the batch holds, and reads its own parameters only: ZeRO-3 needs both.
+    """
+
+    def __init__(self, config: UnderstandingConfig) -> None:
+        super().__init__()
+        self.config = config
+        language = config.language
+        self.language = CausalTransformer(language)
+        self.projector = build_projector(
+            config.projector,
+            feature_width=config.feature_width,
+            width=language.width,
+            deviation=language.embedding_deviation,
+        )
+        self.head = LanguageHead(vocabulary_size=language.vocabulary_size, width=language.width)
+
+    def forward(self, batch: MultimodalBatch, features: Float[Tensor, "I N C"] | None = None) -> MultimodalOutput:
+        """The training loss of a batch.
+
+        Args:
+            batch: Of `collate`.
+            features: Of its images, in order; None or no rows where it has none: the projector then runs on zeros
+                that reach nothing, so that all ranks of a sharded model do the same.
+
+        Raises:
+            ValueError: Features of another number of images, or of another shape.
+        """
+        hidden = self.hidden(batch, features)
+        found = self.head(hidden.flatten(0, 1)[batch.predict_at], batch.targets)
+        count = len(batch.targets)
+        scale = 1 / max(1, count)
+        return MultimodalOutput(
+            found.losses.sum() * scale,
+            found.correct.float().sum() * scale,
+            torch.tensor(count, device=hidden.device),
+        )
+
+    def hidden(self, batch: MultimodalBatch, features: Float[Tensor, "I N C"] | None = None) -> Float[Tensor, "B L W"]:
+        """Hidden states of every position; `head` makes logits of them."""
+        embeddings = self.embed(batch.ids, batch.image_rows, self._features(features, batch.num_images))
+        return self.language(embeddings, layout=batch.layout, positions=batch.positions)
+
+    def embed(
+        self, ids: Int[Tensor, "B L"], image_rows: Int[Tensor, "B L"], features: Float[Tensor, "I N C"]
+    ) -> Float[Tensor, "B L W"]:
+        """Embeddings of tokens, and projected features where `image_rows` is not negative."""
+        tokens = self.language.embed_tokens(ids)
+        images = self.projector(features.to(tokens.dtype)).flatten(0, 1)
+        placed = images[image_rows.clamp(min=0)].to(tokens.dtype)
+        return torch.where((image_rows >= 0)[..., None], placed, tokens)
+
+    def _features(self, features: Tensor | None, num_images: int) -> Tensor:
+        config = self.config
+        shape = (num_images, config.image_tokens, config.feature_width)
+        if features is None or not len(features):
+            if num_images:
+                raise ValueError(f"the batch has {num_images} images and there are no features. Pass {shape}.")
+            device = self.head.weight.device
+            return torch.zeros(1, config.image_tokens, config.feature_width, device=device)
+        if tuple(features.shape) != shape:
+            raise ValueError(
+                f"features are {tuple(features.shape)}; expected {shape} for the batch's {num_images} images. Give the "
+                "features of all of them, in the order of the conversations."
+            )
+        return features
