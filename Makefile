@@ -8,7 +8,7 @@ TEST_FLAGS ?=
 .PHONY: help setup demo test test-slow lint format clean
 
 help:
-	@echo "make demo          train stages 1 and 2 on the built-in data (CPU), then open runs/demo/report.html"
+	@echo "make demo          train stages 1 to 3 on the built-in data (CPU), then open runs/demo/report.html"
 	@echo "make demo QUICK=1  the same page after about three minutes, with whatever quality it reached"
 	@echo "make test          the tests (slow ones left out); make test-slow runs those"
 	@echo "make lint          ruff, formatting, import arrows"

@@ -7,6 +7,8 @@ the next `make demo` continues where it stopped.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import os
 import shlex
 import subprocess
 import sys
@@ -16,19 +18,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.demo_report import missed_gates, write_report
-from tokenflow.config import read_json, run_command
+from tokenflow.config import RECIPES, load_recipe, read_json, run_command
 from tokenflow.data import SourceConfig, write_shapes
 from tokenflow.data.photographs import export_photographs
+from tokenflow.evaluation.compositional import CompositionalResult
 from tokenflow.evaluation.evaluate import EvaluationResult
 from tokenflow.evaluation.measure import write_json
+from tokenflow.tasks.generation_evaluation import evaluate as evaluate_generation
+from tokenflow.tasks.generation_evaluation_recipe import GenerationEvaluationRecipe
 from tokenflow.tasks.tokenizer_evaluation import EvaluationData, EvaluationRecipe, evaluate
 from tokenflow.train import EXIT_STOPPED, distributed
 
 IMAGE_SIZE = 32
-TRAINING_SCENES = 6000
+TRAINING_SCENES = 20000
 EVALUATION_SCENES = 512
-QUICK_STEPS = {"teacher": 80, "tokenizer": 500, "decoder": 60, "photographs": 80}
+QUICK_STEPS = {"teacher": 80, "tokenizer": 500, "decoder": 60, "photographs": 80, "generation": 100}
 PHOTOGRAPH_STEPS = 300
+# Two processes of one thread compute more than one process of two threads on matrices this small.
+GENERATION_PROCESSES = min(2, os.cpu_count() or 1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,6 +98,7 @@ class Demo:
                 *("--train.evaluate_every", "50"),
             ],
         )
+        self._generation()
         with self._timed("evaluation"):
             distributed.initialize()
             results = {
@@ -99,7 +107,9 @@ class Demo:
                 "decoder": self._evaluate("decoder", "seen", "heldout", scenes=True),
                 "photographs": self._evaluate("photographs", "photographs-heldout", scenes=False),
             }
-        return self._finish(results)
+        with self._timed("generation"):
+            painted = evaluate_generation(self._painting())
+        return self._finish(results, painted)
 
     def _draw_world(self) -> None:
         sets = (
@@ -115,11 +125,30 @@ class Demo:
     def _evaluation_on(self, folder: str) -> list[str]:
         return ["--evaluation_sources", f'[{{"path": "{self.data / folder}"}}]']
 
-    def _stage(self, name: str, pipeline: str, options: list[str]) -> None:
-        """Run one pipeline as its own process, as a reader would."""
-        words = ["-m", f"pipelines.{pipeline}", "--recipe", "nano", "--output", str(self.runs / name), *options]
+    def _generation(self) -> None:
+        """Codes once, from the tokenizer with the better decoder (its codes are the same); then text to image."""
+        tokenizer, codes = str(self.runs / "decoder" / "model"), str(self.runs / "codes")
+        source = str(self.data / "train")
+        encode = ["tools/encode_shards.py", "--data", source, "--tokenizer", tokenizer, "--out", codes]
+        self._process("generation", encode)
+        options = ["--data", codes, *self._evaluation_on("seen"), "--tokenizer", tokenizer]
+        self._stage("generation", "gen_pretrain", options, processes=GENERATION_PROCESSES)
+
+    def _painting(self) -> GenerationEvaluationRecipe:
+        recipe = load_recipe(GenerationEvaluationRecipe, RECIPES / "gen_eval" / "nano.yaml")
+        shapes = dataclasses.replace(recipe.shapes, prompts_per_kind=10) if self.quick else recipe.shapes
+        return dataclasses.replace(recipe, model=str(self.runs / "generation" / "model"), shapes=shapes)
+
+    def _stage(self, name: str, pipeline: str, options: list[str], *, processes: int = 1) -> None:
+        """Run one pipeline as its own process or processes, as a reader would."""
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        words = [*(launcher if processes > 1 else []), "-m", f"pipelines.{pipeline}"]
+        words += ["--recipe", "nano", "--output", str(self.runs / name), *options]
         if self.quick:
             words += ["--train.steps", str(QUICK_STEPS[name])]
+        self._process(name, words)
+
+    def _process(self, name: str, words: list[str]) -> None:
         print(f"\n$ python {shlex.join(words)}", flush=True)
         with self._timed(name):
             code = _wait(subprocess.Popen([sys.executable, *words]))
@@ -139,7 +168,7 @@ class Demo:
         result.save(self.runs / "evaluation" / "-".join([run, *folders]))
         return result
 
-    def _finish(self, results: dict[str, EvaluationResult]) -> int:
+    def _finish(self, results: dict[str, EvaluationResult], painted: CompositionalResult) -> int:
         minutes = sum(self.seconds.values()) / 60
         metrics = {
             f"{prefix}.{name}": value
@@ -149,10 +178,13 @@ class Demo:
         }
         for name in ("psnr", "lpips", "high_frequency_error"):
             metrics[f"decoder.{name}_base"] = results["tokenizer"].metrics[name]
+        metrics |= {f"generation.{name}": value for name, value in painted.metrics.items() if "/" not in name}
         metrics |= {f"minutes.{name}": seconds / 60 for name, seconds in self.seconds.items()}
         metrics |= {"minutes": minutes, "quick": self.quick}
         write_json(self.output / "metrics.json", metrics)
-        page = write_report(self.output / "report.html", runs=self.runs, results=results, metrics=metrics)
+        page = write_report(
+            self.output / "report.html", runs=self.runs, results=results, painted=painted, metrics=metrics
+        )
         print(f"\n{minutes:.1f} minutes in all. Open {page}; the numbers are in {self.output / 'metrics.json'}")
         missed = missed_gates(metrics)
         if missed and not self.quick:

@@ -1,6 +1,6 @@
 """Evaluate a text-to-image model: the built-in world under its exact verifier, GenEval, DPG-Bench.
 
-python -m pipelines.gen_eval --recipe nano --model runs/generation-nano/model
+python -m pipelines.gen_eval --recipe nano --model runs/demo/generation/model
 torchrun --nproc_per_node 8 pipelines/gen_eval.py --recipe geneval --model DIR \\
         --benchmark.prompts geneval/prompts/evaluation_metadata.jsonl
 torchrun --nproc_per_node 8 pipelines/gen_eval.py --recipe dpg --model DIR --benchmark.prompts ELLA/dpg_bench/prompts

@@ -77,6 +77,16 @@ def test_two_processes_reach_the_curve_of_one(world, barely_trained, finished, t
         torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-3)
 
 
+def test_muon_on_two_processes_reaches_the_curve_of_one_and_a_stopped_run_too(world, barely_trained, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(*generator_options(world, barely_trained, one, optimizer="muon"), *QUIET, module=GENERATOR)
+    options = [*generator_options(world, barely_trained, two, optimizer="muon"), *QUIET]
+    stop(*options, folder=two, module=GENERATOR)
+    run(*options, world_size=2, module=GENERATOR)
+    for term in TERMS:
+        assert curve(two, term) == pytest.approx(curve(one, term), rel=2e-3, abs=1e-6), term
+
+
 def test_a_stopped_run_ends_like_the_unbroken_one_and_keeps_its_text_tokenizer(
     world, barely_trained, finished, tmp_path
 ):

@@ -51,13 +51,16 @@ def decoder_options(world: Path, tokenizer: Path, output: Path, *, steps: int = 
     return [*short_run(world, output, steps=steps), *early_adversary(), "--tokenizer", tokenizer]
 
 
-def generator_options(world: Path, tokenizer: Path, output: Path, *, steps: int = 6) -> list[object]:
+def generator_options(
+    world: Path, tokenizer: Path, output: Path, *, steps: int = 6, optimizer: str = "adamw"
+) -> list[object]:
     """The same for a generator on a tokenizer; what training draws is drawn often."""
     return [
         *(*short_run(world, output, steps=steps), "--tokenizer", tokenizer),
         *("--caption_drop", 0.3, "--first_sentence", 0.3),
         *("--model.language.depth", 2, "--model.language.width", 64, "--model.language.head_width", 16),
         *("--model.language.mlp_width", 128),
+        *("--optimizer.name", optimizer, "--optimizer.learning_rate", 3e-3),
     ]
 
 

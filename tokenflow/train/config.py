@@ -135,8 +135,10 @@ def merge_deepspeed_config(
         source: The JSON's name for error messages.
 
     Raises:
-        ValueError: The JSON sets a key of the recipe to another value, or a key that is not known here.
+        ValueError: The JSON sets a key of the recipe to another value, or a key that is not known here; or muon is asked
+            to work on pieces of matrices.
     """
+    _check_muon(deepspeed, train, optimizer, source)
     owned = _recipe_keys(train, world_size)
     for key, value in deepspeed.items():
         if key in ("optimizer", "scheduler"):
@@ -207,6 +209,19 @@ def _check_optimizer(key: str, value: Any, optimizer: OptimizerConfig | None, so
     if kind != "auto" and (optimizer is None or key == "scheduler" or kind.lower() != optimizer.name):
         raise ValueError(
             f"{source} sets {key}.type: {kind!r}, but the recipe owns the {key}. Remove the section from the JSON."
+        )
+
+
+def _check_muon(
+    deepspeed: dict[str, Any], train: TrainConfig, optimizer: OptimizerConfig | None, source: str
+) -> None:
+    if optimizer is None or optimizer.name != "muon":
+        return
+    if zero_stage(deepspeed) > 0 or train.precision == "bf16":
+        raise ValueError(
+            f"optimizer.name is muon with ZeRO stage {zero_stage(deepspeed)} ({source}) and precision "
+            f"{train.precision}; muon needs whole fp32 matrices: expected stage 0 and fp32 or bf16_autocast. Use "
+            "deepspeed_configs/zero0.json, or --optimizer.name adamw with a smaller --optimizer.learning_rate."
         )
 
 

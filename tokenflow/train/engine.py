@@ -27,6 +27,7 @@ from tokenflow.train import distributed
 from tokenflow.train.config import TrainConfig, merge_deepspeed_config, offload_device, zero_stage
 from tokenflow.train.ema import WeightAverage
 from tokenflow.train.gradients import BufferSnapshot, GradientWatch, discard_gradients
+from tokenflow.train.muon import MuonWithAdamW, split_matrices
 from tokenflow.train.schedule import OptimizerConfig, ScheduleConfig, learning_rate_at
 from tokenflow.train.state import forked_rng
 from tokenflow.train.universal import SHARDS, make_universal
@@ -88,7 +89,7 @@ class Engine:
         if weights is not None:
             load_state(module, weights)
         groups = parameter_groups(module) if parameter_groups else [{"params": _trained(module)}]
-        client = _make_optimizer(groups, optimizer, offload=offload_device(json))
+        client = _make_optimizer(module, groups, optimizer, offload=offload_device(json))
         self._engine = library.initialize(model=module, optimizer=client, config=merged, dist_init_required=False)[0]
         self._watch = GradientWatch(self.module)
         self._buffers = BufferSnapshot(self.module)
@@ -319,8 +320,18 @@ def _on_main(state: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _make_optimizer(
-    groups: list[dict[str, Any]], config: OptimizerConfig, *, offload: str | None
+    module: nn.Module, groups: list[dict[str, Any]], config: OptimizerConfig, *, offload: str | None
 ) -> torch.optim.Optimizer:
+    if config.name == "muon":
+        return MuonWithAdamW(
+            *split_matrices(module, groups),
+            learning_rate=config.learning_rate,
+            matrix_learning_rate=config.matrix_learning_rate,
+            momentum=config.momentum,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        )
     constants = {
         "lr": config.learning_rate,
         "betas": config.betas,

@@ -17,10 +17,15 @@ from torch import nn
 class OptimizerConfig:
     """Which optimiser, and its constants."""
 
-    name: Literal["adamw", "adam"] = "adamw"
-    """`adamw` decays the weights apart from the gradient; `adam` adds the decay to the gradient."""
+    name: Literal["adamw", "adam", "muon"] = "adamw"
+    """`adamw` decays the weights apart from the gradient; `adam` adds the decay to the gradient; `muon` takes
+    orthogonal steps for the weights of linear layers and AdamW's for the rest (ZeRO off only)."""
     learning_rate: float = 1e-4
     """Peak learning rate, reached after the warm-up."""
+    matrix_learning_rate: float = 0.02
+    """Peak learning rate of the matrices that `muon` orthogonalises; it follows the same schedule."""
+    momentum: float = 0.95
+    """Momentum of those matrices."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the first and second moments."""
     eps: float = 1e-8
@@ -29,8 +34,11 @@ class OptimizerConfig:
     """Weight decay of the parameter groups that set none themselves."""
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; expected a number above 0, such as 1e-4")
+        for name in ("learning_rate", "matrix_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a number above 0, such as 1e-4")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is {self.momentum}; expected a number in [0, 1), such as 0.95")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas are {self.betas}; expected two numbers in [0, 1), such as (0.9, 0.95)")
         if self.weight_decay < 0 or self.eps <= 0:

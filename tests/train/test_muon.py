@@ -1,0 +1,97 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from tokenflow.train import Engine, OptimizerConfig, TrainConfig, distributed
+from tokenflow.train.config import merge_deepspeed_config
+from tokenflow.train.muon import MuonWithAdamW, split_matrices
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(5, 8)
+        self.inner = nn.Linear(8, 16)
+        self.outer = nn.Linear(16, 3, bias=False)
+
+    def forward(self, ids):
+        return self.outer(torch.tanh(self.inner(self.embedding(ids)))).square().mean()
+
+
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+
+def optimizer(model, **changes):
+    constants = dict(
+        learning_rate=0.01, matrix_learning_rate=0.04, momentum=0.9, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1
+    )
+    return MuonWithAdamW(*split_matrices(model, [{"params": list(model.parameters())}]), **{**constants, **changes})
+
+
+def train(model, steps, optimizers):
+    for _ in range(steps):
+        model(torch.arange(5)).backward()
+        for one in optimizers:
+            one.step()
+            one.zero_grad()
+    return model
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_a_step_is_muons_on_linear_weights_and_adamws_on_everything_else():
+    ours, theirs = net(), net()
+    matrices = [theirs.inner.weight, theirs.outer.weight]
+    apart = [
+        torch.optim.Muon(matrices, lr=0.04, momentum=0.9, weight_decay=0.1),
+        torch.optim.AdamW([theirs.embedding.weight, theirs.inner.bias], lr=0.01, betas=(0.9, 0.95), weight_decay=0.1),
+    ]
+    train(ours, 4, [optimizer(ours)])
+    train(theirs, 4, apart)
+    for name, value in ours.state_dict().items():
+        torch.testing.assert_close(value, theirs.state_dict()[name])
+    assert not same(ours, net())
+
+
+def test_a_saved_state_continues_exactly():
+    unbroken = train(net(), 0, [])
+    one = optimizer(unbroken)
+    train(unbroken, 3, [one])
+    model, state = copy.deepcopy(unbroken), copy.deepcopy(one.state_dict())
+    again = optimizer(model)
+    again.load_state_dict(state)
+    train(unbroken, 3, [one])
+    train(model, 3, [again])
+    assert same(unbroken, model)
+
+
+def test_the_schedule_moves_both_rates():
+    config = OptimizerConfig(name="muon", learning_rate=0.01, matrix_learning_rate=0.04)
+    plan = TrainConfig(steps=4, global_batch_size=1, micro_batch_size=1)
+    distributed.initialize()
+    engine = Engine(net, name="net", train=plan, optimizer=config)
+    engine.start_step()
+    engine.start_micro_batch(last=True)
+    engine.backward(engine(torch.arange(5)))
+    assert engine.step(0)
+    assert sorted(group["lr"] for group in engine._engine.optimizer.param_groups) == pytest.approx([0.01, 0.04])
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(1, "fp32"), (3, "fp32"), (0, "bf16")])
+def test_pieces_of_matrices_are_refused(stage, precision):
+    plan = TrainConfig(steps=1, global_batch_size=1, micro_batch_size=1, precision=precision)
+    with pytest.raises(ValueError, match="muon needs whole fp32 matrices.*adamw"):
+        merge_deepspeed_config(
+            {"zero_optimization": {"stage": stage}}, plan, OptimizerConfig(name="muon"), world_size=1
+        )
+
+
+def test_a_module_without_linear_layers_is_refused():
+    with pytest.raises(ValueError, match="0 groups of linear layers' weights"):
+        split_matrices(nn.Embedding(3, 4), [{"params": [nn.Parameter(torch.zeros(3, 4))]}])

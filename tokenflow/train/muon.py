@@ -1,0 +1,77 @@
+"""Muon for the matrices of linear layers, AdamW for everything else, as one optimizer.
+
+Muon takes the nearest orthogonal matrix of each momentum for its step (Newton-Schulz iteration, Jordan et al. 2024):
+small generators learn as much from half the pictures. It needs whole matrices, so ZeRO must be off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """torch's Muon and AdamW over one list of groups and one state, so that it is saved and scheduled as one."""
+
+    def __init__(
+        self,
+        matrices: Sequence[dict[str, Any]],
+        others: Sequence[dict[str, Any]],
+        *,
+        learning_rate: float,
+        matrix_learning_rate: float,
+        momentum: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+    ) -> None:
+        """Take parameter groups of matrices and of everything else."""
+        scale = matrix_learning_rate / learning_rate
+        scaled = [{**group, "learning_rate_scale": scale * group.get("learning_rate_scale", 1.0)} for group in matrices]
+        self._muon = torch.optim.Muon(scaled, lr=matrix_learning_rate, momentum=momentum, weight_decay=weight_decay)
+        self._adamw = torch.optim.AdamW(
+            list(others), lr=learning_rate, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
+        )
+        self._count = len(scaled)
+        super().__init__(self._muon.param_groups + self._adamw.param_groups, {})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step of both."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        # Loading a checkpoint replaces groups and state, so both parts are handed the present ones.
+        parts = ((self._muon, self.param_groups[: self._count]), (self._adamw, self.param_groups[self._count :]))
+        for part, groups in parts:
+            part.param_groups = groups
+            part.state = self.state
+            part.step()
+        return loss
+
+
+def split_matrices(
+    module: nn.Module, groups: Sequence[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Groups of the weights of `nn.Linear` layers, and groups of the rest (embeddings, heads, norms, biases, kernels).
+
+    Raises:
+        ValueError: Nothing is left for one of the two.
+    """
+    weights = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Linear)}
+    matrices, others = [], []
+    for group in groups:
+        for part, chosen in ((matrices, True), (others, False)):
+            parameters = [p for p in group["params"] if (id(p) in weights) is chosen]
+            if parameters:
+                part.append({**group, "params": parameters})
+    if not matrices or not others:
+        raise ValueError(
+            f"optimizer.name is muon and {type(module).__name__} has {len(matrices)} groups of linear layers' weights "
+            f"and {len(others)} of other parameters; expected both. Use optimizer.name adamw."
+        )
+    return matrices, others
