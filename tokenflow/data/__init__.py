@@ -1,7 +1,10 @@
-"""Data: shards and folders of pictures, the training order and its cursor, and the built-in world with its verifier."""
+"""Data: pictures, conversations about them, the training order and its cursor, the built-in world and its verifier."""
 
 from tokenflow.data.codes import CodesDescription, codes_of
 from tokenflow.data.config import Cursor, DataConfig, SourceConfig
+from tokenflow.data.conversation_config import ConversationConfig, ConversationSourceConfig
+from tokenflow.data.conversation_loader import ConversationLoader
+from tokenflow.data.conversation_sources import ConversationReader, ConversationSample
 from tokenflow.data.evaluation import EvaluationBatches
 from tokenflow.data.loader import Loader, TooManyBadSamples
 from tokenflow.data.shape_shards import write_shapes
@@ -10,6 +13,11 @@ from tokenflow.data.transforms import center_crop, decode_image, to_tensor, to_u
 
 __all__ = [
     "CodesDescription",
+    "ConversationConfig",
+    "ConversationLoader",
+    "ConversationReader",
+    "ConversationSample",
+    "ConversationSourceConfig",
     "Cursor",
     "DataConfig",
     "EvaluationBatches",

@@ -8,14 +8,15 @@ processes with A, and the place to resume from is one number.
 import atexit
 import logging
 import signal
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tokenflow.data.config import Cursor, DataConfig
+from tokenflow.data.mixture import Mixture
 from tokenflow.data.sources import Sample, SampleReader, SkippedSample
 from tokenflow.data.transforms import to_tensor
 
@@ -28,12 +29,29 @@ class TooManyBadSamples(ValueError):
     """More samples than `max_bad_fraction` cannot be used."""
 
 
-class Loader:
-    """Endless iterator over a rank's micro-batches: `batch, cursor = next(loader)`.
+class Loading(Protocol):
+    """The part of a configuration that says how samples are read, whatever they are."""
 
-    batch: `images` float32 [m, 3, S, S] in [-1, 1], or `codes` int64 [m, L] of encoded shards; `captions` and
-    `keys` list[str]; `index` int64 [m], the place of every sample in the run's global order; `sample_seed` int64
-    [m], for draws that belong to a sample; `records` list[dict | None] where the configuration asks for them.
+    num_workers: int
+    prefetch_batches: int
+    max_bad_fraction: float
+    min_bad_samples: int
+
+
+class Reader(Protocol):
+    """Samples of a run's global order; picklable, the same in every process."""
+
+    names: list[str]
+    sizes: list[int]
+    mixture: Mixture
+
+    def read(self, position: int) -> tuple[Any, list[SkippedSample]]:
+        """The sample at a global position, and the unusable ones it stands in for."""
+
+
+class OrderedLoader:
+    """Endless iterator over a rank's micro-batches of any reader's samples: `batch, cursor = next(loader)`.
+
     Resuming from `cursor` continues with the step after the one that this micro-batch belongs to if it is the
     step's last, and repeats the whole step otherwise.
 
@@ -45,13 +63,14 @@ class Loader:
 
     def __init__(
         self,
-        config: DataConfig,
+        reader: Reader,
+        loading: Loading,
         *,
+        collate: Callable[[list[Any]], Any],
         global_batch_size: int,
         micro_batch_size: int,
         rank: int = 0,
         world_size: int = 1,
-        seed: int,
         cursor: Cursor | None = None,
     ):
         if global_batch_size < 1 or micro_batch_size < 1 or global_batch_size % (micro_batch_size * world_size):
@@ -61,11 +80,10 @@ class Loader:
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} must lie in 0..{world_size - 1} (world_size {world_size})")
-        self.config = config
-        self.reader = SampleReader(config, seed=seed)
+        self.reader = reader
         self.global_batch_size = global_batch_size
         self.accumulation_steps = global_batch_size // (micro_batch_size * world_size)
-        self.total_samples = sum(self.reader.sizes)
+        self.total_samples = sum(reader.sizes)
         if self.total_samples < global_batch_size:
             raise ValueError(
                 f"the sources hold {self.total_samples} samples, fewer than one global batch of {global_batch_size}; "
@@ -73,10 +91,11 @@ class Loader:
             )
         self.steps_per_epoch = self.total_samples // global_batch_size
         self.bad_reads = 0
+        self._loading = loading
         self._skipped: dict[tuple[str, str], SkippedSample] = {}
         self.samples_read = 0
         self._start = self._checked(cursor).samples if cursor else 0
-        self._slices = _Slices(
+        slices = _Slices(
             start=self._start,
             global_batch_size=global_batch_size,
             micro_batch_size=micro_batch_size,
@@ -85,34 +104,35 @@ class Loader:
         )
         self._loaded: Iterator[Any] = iter(
             DataLoader(
-                _MicroBatches(self.reader),
-                sampler=self._slices,
+                _MicroBatches(reader, collate),
+                sampler=slices,
                 batch_size=None,
-                num_workers=config.num_workers,
-                prefetch_factor=config.prefetch_batches if config.num_workers else None,
+                num_workers=loading.num_workers,
+                prefetch_factor=loading.prefetch_batches if loading.num_workers else None,
                 worker_init_fn=_leave_signals_to_the_parent,
                 # its own, so that the state of torch's global generator does not depend on there being a loader
                 generator=torch.Generator().manual_seed(0),
             )
         )
-        if config.num_workers:
+        if loading.num_workers:
             _with_workers.add(self._loaded)
-        self._pinned = torch.cuda.is_available()
         self._micro_batches = 0
 
-    def __iter__(self) -> "Loader":
+    def __iter__(self) -> "OrderedLoader":
         return self
 
     def __next__(self) -> tuple[dict[str, Any], Cursor]:
-        stored, batch, skipped = next(self._loaded)
-        name, content = present(stored)
-        # the pictures and not the bytes they come from: they are what is copied to the device
-        batch[name] = content.pin_memory() if self._pinned else content
-        self.samples_read += len(stored)
+        start, size, content, skipped = next(self._loaded)
+        batch = {**self._batch(content), "index": torch.arange(start, start + size)}
+        self.samples_read += size
         self._note(skipped)
         self._micro_batches += 1
         steps_done = self._micro_batches // self.accumulation_steps
         return batch, self.cursor_at(self._start + steps_done * self.global_batch_size)
+
+    def _batch(self, content: Any) -> dict[str, Any]:
+        """What a task sees of what `collate` made in a worker."""
+        raise NotImplementedError
 
     def cursor_at(self, samples: int) -> Cursor:
         """The cursor after `samples` samples of the global order."""
@@ -149,10 +169,49 @@ class Loader:
             if number <= _NAMED or number & (number - 1) == 0:
                 logger.warning("skipped %s in %s: %s (%d so far)", item.key, item.where, item.reason, number)
         if skipped:
-            refuse_too_many(self.config, bad=self.bad_reads, read=self.samples_read, examples=self.skipped)
+            refuse_too_many(self._loading, bad=self.bad_reads, read=self.samples_read, examples=self.skipped)
 
 
-def refuse_too_many(config: DataConfig, *, bad: int, read: int, examples: Sequence[SkippedSample]) -> None:
+class Loader(OrderedLoader):
+    """Micro-batches of pictures, or of codes, with their captions; see OrderedLoader for the order and the cursor.
+
+    batch: `images` float32 [m, 3, S, S] in [-1, 1], or `codes` int64 [m, L] of encoded shards; `captions` and
+    `keys` list[str]; `index` int64 [m], the place of every sample in the run's global order; `sample_seed` int64
+    [m], for draws that belong to a sample; `records` list[dict | None] where the configuration asks for them.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int,
+        cursor: Cursor | None = None,
+    ):
+        self.config = config
+        self._pinned = torch.cuda.is_available()
+        super().__init__(
+            SampleReader(config, seed=seed),
+            config,
+            collate=stack,
+            global_batch_size=global_batch_size,
+            micro_batch_size=micro_batch_size,
+            rank=rank,
+            world_size=world_size,
+            cursor=cursor,
+        )
+
+    def _batch(self, content: tuple[torch.Tensor, dict[str, Any]]) -> dict[str, Any]:
+        stored, batch = content
+        name, presented = present(stored)
+        # the pictures and not the bytes they come from: they are what is copied to the device
+        return {**batch, name: presented.pin_memory() if self._pinned else presented}
+
+
+def refuse_too_many(config: Loading, *, bad: int, read: int, examples: Sequence[SkippedSample]) -> None:
     """Raise TooManyBadSamples when `bad` of `read` samples are more than the configuration allows."""
     if bad <= max(config.min_bad_samples, config.max_bad_fraction * read):
         return
@@ -216,19 +275,18 @@ class _Slices:
 class _MicroBatches(Dataset):
     """Reads a slice of the global order as one micro-batch."""
 
-    def __init__(self, reader: SampleReader):
+    def __init__(self, reader: Reader, collate: Callable[[list[Any]], Any]):
         self.reader = reader
+        self.collate = collate
 
-    def __getitem__(self, span: tuple[int, int]) -> tuple[torch.Tensor, dict[str, Any], list[SkippedSample]]:
+    def __getitem__(self, span: tuple[int, int]) -> tuple[int, int, Any, list[SkippedSample]]:
         start, size = span
         samples, skipped = [], []
         for position in range(start, start + size):
             sample, bad = self.reader.read(position)
             samples.append(sample)
             skipped += bad
-        stored, batch = stack(samples)
-        batch["index"] = torch.arange(start, start + size)
-        return stored, batch, skipped
+        return start, size, self.collate(samples), skipped
 
 
 def stack(samples: list[Sample]) -> tuple[torch.Tensor, dict[str, Any]]:

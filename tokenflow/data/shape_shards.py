@@ -23,6 +23,11 @@ from tokenflow.data.shapes import Scene, SceneSampler, Split, draw
 _CAPTIONS = 8
 
 
+def scene_key(split: Split, index: int) -> str:
+    """Name of a scene in shards and conversations."""
+    return f"{split}-{index:08d}"
+
+
 def scene_sample(scene: Scene, *, key: str, image_size: int) -> dict[str, Any]:
     """A scene as a webdataset sample: "png" bytes, "txt" caption, "json" with scene, more captions and questions."""
     stream = io.BytesIO()
@@ -76,7 +81,7 @@ def write_shapes(
         path = directory / f"shapes-{number:06d}.tar"
         stop = min(start + samples_per_shard, num_samples)
         samples = (
-            scene_sample(sampler[index], key=f"{split}-{index:08d}", image_size=image_size)
+            scene_sample(sampler[index], key=scene_key(split, index), image_size=image_size)
             for index in range(start, stop)
         )
         shards.append(write_shard(path, samples))

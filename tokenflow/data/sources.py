@@ -3,7 +3,7 @@
 import json
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,7 +76,7 @@ class SampleReader:
     def __init__(self, config: DataConfig, *, seed: int, at_least: int | None = None):
         self.config = config
         self.seed = seed
-        self.names = _unique_names(config.sources)
+        self.names = unique_names([(source.name, source.path) for source in config.sources])
         self.sources: list[Source] = []
         self.sizes: list[int] = []
         for source_config in config.sources:
@@ -199,10 +199,11 @@ def _caption(raw: RawSample, record: dict[str, Any] | None) -> str:
     return str(record.get("caption") or "").strip() if record else ""
 
 
-def _unique_names(sources: tuple[SourceConfig, ...]) -> list[str]:
+def unique_names(sources: Sequence[tuple[str | None, str]]) -> list[str]:
+    """A name for every (name or None, path): the last part of the path where there is none, numbered if need be."""
     names: list[str] = []
-    for source in sources:
-        base = name = source.name or os.path.basename(source.path.rstrip("/")) or source.path
+    for given, path in sources:
+        base = name = given or os.path.basename(path.rstrip("/")) or path
         while name in names:
             name = f"{base}#{names.count(base) + sum(other.startswith(base + '#') for other in names) + 1}"
         names.append(name)
