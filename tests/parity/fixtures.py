@@ -28,6 +28,7 @@ from torch import Tensor
 SLICES_FOLDER = Path(__file__).parent / "data"
 SHARED_FOLDER = Path(__file__).parents[3] / "shared" / "parity"
 KEYS_FILE = SLICES_FOLDER / "keys_tokenizer.json.gz"
+PROMPTS_FILE = SLICES_FOLDER / "i2t_conversations.json"
 
 TOKENIZERS = {
     "clipb_224": "tokenflow-b",
@@ -116,6 +117,18 @@ SLICES: dict[str, dict[str, object]] = {
         **dict.fromkeys((f"hw_{number}" for number in range(3)), _ALL),
         **{f"crop{size}_{number}": np.s_[::4, ::4] for size in (224, 256, 384) for number in range(3)},
         **{f"crop{size}_{number}_sum": _ALL for size in (224, 256, 384) for number in range(3)},
+        **{f"siglip_{kind}_{number}": np.s_[:, ::4, ::4] for kind in ("pad", "nopad") for number in range(3)},
+        **{f"siglip_pad_{number}_{what}": _ALL for what in ("mean", "std") for number in range(3)},
+    },
+    **{
+        f"i2t_{family}": dict.fromkeys(
+            (
+                *("input_ids", "attention_mask", "labels", "embeds_rows", "embeds_row_idx", "projected_tokens"),
+                *("logits_last", "argmax", "loss"),
+            ),
+            _ALL,
+        )
+        for family in ("llama", "qwen2")
     },
     "gan_losses": dict.fromkeys(("logits_real", "logits_fake", "hinge_d", "vanilla_d", "hinge_gen"), _ALL),
     "lpips": {**dict.fromkeys(("image_a", "image_b", "value", "relu1_2", "relu5_3"), _ALL), "grad_b": _COARSE},
@@ -129,6 +142,8 @@ SLICES: dict[str, dict[str, object]] = {
             ("decode_code", _TOKENIZER_DECODE),
         )
     },
+    # Multimodal models see both pictures.
+    "tok_siglip_384_encode": {**_TOKENIZER_ENCODE, "indices": _ALL},
 }
 """What of each file is kept here: array name -> slice of the whole array. Other arrays are left out."""
 
@@ -247,6 +262,19 @@ def _cut_keys() -> None:
     KEYS_FILE.write_bytes(gzip.compress(json.dumps(keys, separators=(",", ":")).encode(), 9, mtime=0))
 
 
+def prompts() -> dict[str, dict[str, str]]:
+    """The authors' written conversations: template name -> `prompt_one_turn_open`, `prompt_two_turns_closed`."""
+    whole = shared_json("i2t_conversations.json")
+    return json.loads(PROMPTS_FILE.read_text()) if whole is None else whole
+
+
+def _cut_prompts() -> None:
+    kept = ("prompt_one_turn_open", "prompt_two_turns_closed")
+    whole = shared_json("i2t_conversations.json")
+    found = {name: {key: whole[name][key] for key in kept} for name in ("plain", "vicuna_v1", "qwen_2_5")}
+    PROMPTS_FILE.write_text(json.dumps(found, indent=1) + "\n")
+
+
 def _cut_slices() -> None:
     SLICES_FOLDER.mkdir(exist_ok=True)
     for name, slices in SLICES.items():
@@ -258,3 +286,4 @@ def _cut_slices() -> None:
 if __name__ == "__main__":
     _cut_slices()
     _cut_keys()
+    _cut_prompts()
