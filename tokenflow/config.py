@@ -7,9 +7,11 @@ classes that live beside the code they configure; unknown keys, wrong types and 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -26,6 +28,9 @@ RecipeT = TypeVar("RecipeT")
 
 RECIPES = Path(__file__).resolve().parent.parent / "pipelines" / "recipes"
 """Where the shipped recipes lie: `<stage>/<name>.yaml`."""
+_MISSING = re.compile(r"the following arguments are required: (.*)")
+_UNKNOWN_OPTION = re.compile(r"unrecognized arguments: .*?--([^\s=]+)")
+_UNKNOWN_KEY = re.compile(r"(?:Group '([\w.]+)' does not accept option|Option) '([\w.]+)'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +77,17 @@ def parse(
     """
     parser = _parser(recipe_class, description=description)
     fields = {field.name for field in dataclasses.fields(recipe_class)}  # type: ignore[arg-type]
-    arguments = _prepare(list(sys.argv[1:] if argv is None else argv), stage=stage, parser=parser, fields=fields)
-    namespace = parser.parse_args(arguments)
+    arguments = _prepare(list(sys.argv[1:] if argv is None else argv), stage=stage, fields=fields)
+    try:
+        namespace = parser.parse_args(arguments)
+    except ArgumentError as error:
+        _fail(_explain(str(error), parser=parser, stage=stage, arguments=arguments))
     try:
         values = parser.instantiate(namespace)
         launch = _launch(values)
         recipe = recipe_class(**{name: values[name] for name in fields})
     except ValueError as error:
-        _fail(parser, str(error))
+        _fail(str(error))
     return Parsed(recipe, launch)
 
 
@@ -112,7 +120,7 @@ def run_command(main: Callable[[], int]) -> NoReturn:
 
 def load_recipe(recipe_class: type[RecipeT], path: str | Path) -> RecipeT:
     """Read a recipe file without a command line (tests, tools, and a run's own `recipe.yaml`)."""
-    parser = _parser(recipe_class, description="", exit_on_error=False)
+    parser = _parser(recipe_class, description="")
     values = parser.instantiate(parser.parse_args(["--recipe", str(path)]))
     return recipe_class(**{f.name: values[f.name] for f in dataclasses.fields(recipe_class)})  # type: ignore[arg-type]
 
@@ -165,8 +173,8 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return value
 
 
-def _parser(recipe_class: type, *, description: str, exit_on_error: bool = True) -> ArgumentParser:
-    parser = ArgumentParser(description=description, exit_on_error=exit_on_error)
+def _parser(recipe_class: type, *, description: str) -> ArgumentParser:
+    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--recipe", action=ActionConfigFile, help="YAML recipe: a path, or the name of a shipped one")
     parser.add_class_arguments(recipe_class, None)
     run = parser.add_argument_group("this run")
@@ -190,7 +198,7 @@ def _launch(values: Namespace) -> Launch:
     )
 
 
-def _prepare(arguments: list[str], *, stage: str, parser: ArgumentParser, fields: set[str]) -> list[str]:
+def _prepare(arguments: list[str], *, stage: str, fields: set[str]) -> list[str]:
     """Put recipes first (the command line wins), resolve shipped names, and expand `--data PATH` to a source."""
     recipes: list[str] = []
     others: list[str] = []
@@ -201,9 +209,9 @@ def _prepare(arguments: list[str], *, stage: str, parser: ArgumentParser, fields
             continue
         value = next(words, None)
         if value is None:
-            _fail(parser, f"{word} expects a value")
+            _fail(f"{word} expects a value")
         if word == "--recipe":
-            recipes += ["--recipe", _find_recipe(value, stage=stage, parser=parser)]
+            recipes += ["--recipe", _find_recipe(value, stage=stage)]
         else:
             others = ["--data.sources", json.dumps([{"path": value}]), *others]
             if "evaluation_sources" in fields:
@@ -220,16 +228,57 @@ def _split_equals(arguments: list[str]) -> list[str]:
     return words
 
 
-def _find_recipe(value: str, *, stage: str, parser: ArgumentParser) -> str:
+def _find_recipe(value: str, *, stage: str) -> str:
     if Path(value).is_file():
         return value
     shipped = RECIPES / stage / f"{value}.yaml"
     if shipped.is_file():
         return str(shipped)
-    known = ", ".join(sorted(path.stem for path in (RECIPES / stage).glob("*.yaml"))) or "none"
-    _fail(parser, f"recipe {value!r} is neither a file nor a shipped recipe of {stage} ({known})")
+    known = ", ".join(_shipped(stage)) or "none"
+    _fail(f"recipe {value!r} is neither a file nor a shipped recipe of {stage} ({known})")
 
 
-def _fail(parser: ArgumentParser, message: str) -> NoReturn:
+def _shipped(stage: str) -> list[str]:
+    return sorted(path.stem for path in (RECIPES / stage).glob("*.yaml"))
+
+
+def _explain(message: str, *, parser: ArgumentParser, stage: str, arguments: Sequence[str]) -> str:
+    """The parser's complaint as one line, with what was probably meant."""
+    message = " ".join(message.split())
+    known = list(parser.get_defaults(skip_validation=True).keys(branches=False))
+    known += ["data"] if "data.sources" in known else []
+    if found := _MISSING.search(message):
+        return _explain_missing(found.group(1), stage=stage, has_recipe="--recipe" in arguments)
+    if found := _UNKNOWN_OPTION.search(message):
+        meant = [f"--{name}" for name in _similar(found.group(1), known)]
+        return f"unknown option --{found.group(1)}{_question(meant)} (--help lists all options)"
+    if found := _UNKNOWN_KEY.search(message):
+        return message + _question(_similar(".".join(filter(None, found.groups())), known))
+    return message
+
+
+def _explain_missing(keys: str, *, stage: str, has_recipe: bool) -> str:
+    names = _shipped(stage)
+    if has_recipe or not names:
+        hint = "; --data PATH gives data.sources" if "data.sources" in keys else ""
+        return f"the recipe and the command line lack {keys}{hint}"
+    example = "nano" if "nano" in names else names[0]
+    return (
+        f"no recipe was given: add --recipe {example} (shipped: {', '.join(names)}) or --recipe FILE.yaml; without one "
+        f"the command line lacks {keys}"
+    )
+
+
+def _similar(name: str, known: Sequence[str]) -> list[str]:
+    """The known names that `name` may stand for: those that end with it, else those that are spelt alike."""
+    longer = [option for option in known if option.endswith(f".{name}")]
+    return longer or difflib.get_close_matches(name, known, n=2, cutoff=0.75)
+
+
+def _question(names: Sequence[str]) -> str:
+    return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
+def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
