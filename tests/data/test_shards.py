@@ -89,6 +89,19 @@ def test_the_index_stays_in_memory_where_it_cannot_be_written(tmp_path, monkeypa
     assert [path.name for path in folder.iterdir()] == ["000.tar"]
 
 
+def test_a_mistyped_path_names_what_is_there_in_its_place(tmp_path, monkeypatch):
+    (tmp_path / "pictures").mkdir()
+    folder = write_shards(tmp_path / "pictures" / "train")
+    mistyped = (("pictures/trian", folder), ("picture/train", tmp_path / "pictures"), ("pictures", folder))
+    for path, expected in mistyped:
+        with pytest.raises(ValueError) as error:
+            open_source(SourceConfig(path=str(tmp_path / path)))
+        assert repr(str(expected)) in str(error.value)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"there is no '{tmp_path}/elsewhere'"):
+        open_source(SourceConfig(path="elsewhere/train"))
+
+
 def test_a_manifest_spares_opening_shards(tmp_path):
     folder = write_shards(tmp_path / "s")
     shards = [{"name": f"{number:03d}.tar", "samples": 10} for number in range(3)]
@@ -115,7 +128,7 @@ def test_paths_that_match_nothing_are_named(tmp_path):
         expand_shards(str(folder / "{000..003}.tar"))
     with pytest.raises(ValueError, match=r"no \.tar shards match"):
         expand_shards(str(folder / "x*.tar"))
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match=r"nowhere' does not exist\. Give a folder"):
         open_source(SourceConfig(path=str(tmp_path / "nowhere")))
     with pytest.raises(ValueError, match="holds no pictures"):
         open_source(SourceConfig(path=str(tmp_path / "empty")))

@@ -21,9 +21,11 @@ class FolderSource:
             raise ValueError(f"folder {self.folder!r} does not exist; check the path")
         self.files = sorted(_pictures(self.folder))
         if not self.files:
+            inside = sorted(path.parent for path in Path(self.folder).glob("*/*.tar"))
+            hint = f". There are .tar shards in {str(inside[0])!r}: give that folder" if inside else ""
             raise ValueError(
                 f"folder {self.folder!r} holds no pictures; expected files ending in {', '.join(FOLDER_EXTENSIONS)}, "
-                "or .tar shards"
+                f"or .tar shards{hint}"
             )
 
     @property

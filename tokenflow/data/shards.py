@@ -6,6 +6,7 @@ when the tar has changed. Sample counts are kept apart (`counts`), so that a run
 them.
 """
 
+import difflib
 import glob
 import json
 import logging
@@ -34,7 +35,7 @@ Samples = list[tuple[str, dict[str, tuple[int, int]]]]
 def expand_shards(pattern: str) -> list[str]:
     """Shard paths of a pattern: a .tar, a folder of them, wildcards, or braces as in `data/{000..127}.tar`.
 
-    Raises ValueError when nothing matches, when a named shard is missing, or when one is compressed.
+    Raises ValueError when nothing matches, when the folder or a named shard is missing, or when one is compressed.
     """
     found: list[str] = []
     for name in braceexpand.braceexpand(pattern):
@@ -45,7 +46,7 @@ def expand_shards(pattern: str) -> list[str]:
         elif os.path.exists(name):
             matches = [name]
         else:
-            raise ValueError(f"shard {name!r} does not exist (from {pattern!r}); check the path and the brace range")
+            raise ValueError(_missing(name, pattern))
         found.extend(matches)
     if not found:
         raise ValueError(
@@ -55,6 +56,22 @@ def expand_shards(pattern: str) -> list[str]:
     if packed:
         raise ValueError(f"{packed[0]!r} is not a plain .tar; random access needs uncompressed shards, unpack it first")
     return found
+
+
+def _missing(name: str, pattern: str) -> str:
+    """What to say of a path that does not exist: where it ends, and what there is in its place."""
+    if name != pattern:
+        return f"shard {name!r} does not exist (from {pattern!r}); check the path and the brace range"
+    path = Path(name).absolute()
+    while not path.parent.exists():
+        path = path.parent
+    beside = os.listdir(path.parent) if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    if near:
+        found = f"; did you mean {str(path.parent / near[0])!r}?"
+    else:
+        found = "." if str(path) == name else f"; there is no {str(path)!r}."
+    return f"{name!r} does not exist{found} Give a folder of pictures or of .tar shards, a .tar, or a pattern of them"
 
 
 def index_shard(path: str) -> Samples:
