@@ -100,6 +100,8 @@ class MlflowWriter:
         import mlflow
         from mlflow.exceptions import MlflowException
 
+        # It prints of database tables and monitoring between a run's lines, through a handler of its own.
+        logging.getLogger("mlflow").setLevel(os.environ.get("MLFLOW_LOGGING_LEVEL", "WARNING").upper())
         client = mlflow.MlflowClient(self._uri)
         if self.run_id is not None:
             try:
