@@ -100,6 +100,17 @@ def test_an_over_long_prompt_is_cut_with_a_warning_that_shows_what(model, caplog
     assert "text field 24; cut off: " in caplog.text and "star" in caplog.text
 
 
+def test_copies_of_an_over_long_prompt_are_warned_of_once_and_another_prompt_again(model, caplog):
+    field = TextField(model.text_tokenizer, model.generator.config)
+    circle, star = ("a red circle left of a blue star " * 8, "a blue star left of a red circle " * 8)
+    with caplog.at_level(logging.WARNING):
+        field([circle] * 3, warn=True)
+        field([circle, star], warn=True)
+        field(["a red circle"], warn=True)
+    assert len(caplog.messages) == 2
+    assert field.encode(circle, warn=True) == field.encode(circle)
+
+
 def test_text_is_encoded_the_same_for_training_and_sampling(model):
     field = TextField(model.text_tokenizer, model.generator.config)
     padded, tight = field(CAPTIONS[:2], pad_to="field"), field(CAPTIONS[:2])

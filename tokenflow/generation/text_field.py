@@ -66,18 +66,21 @@ class TextField:
             )
         self.text_tokenizer = text_tokenizer
         self.config = config
+        self._announced: set[str] = set()
 
     def encode(self, caption: str, *, warn: bool = False) -> list[int]:
         """Token ids of one caption: cut to `text_length`, then the opening tokens.
 
-        An empty caption is BOS alone, or `pad_token` where the tokenizer has none. With `warn`, what is cut is logged.
+        An empty caption is BOS alone, or `pad_token` where the tokenizer has none. With `warn`, what is cut is
+        logged, once a caption.
         """
         ids = list(self.text_tokenizer(caption)["input_ids"])
         eos = self.text_tokenizer.eos_token_id
         if len(ids) > 1 and eos is not None and ids[-1] == eos:
             ids.pop()  # some tokenizers close the text; here the image follows
         limit = self.config.text_length
-        if warn and len(ids) > limit:
+        if warn and len(ids) > limit and caption not in self._announced:
+            self._announced.add(caption)
             cut = self.text_tokenizer.decode(ids[limit:])
             log.warning("a prompt has %d tokens and the text field %d; cut off: %r", len(ids), limit, cut)
         return (ids[:limit] or [self.config.pad_token]) + list(self.config.image_open)
