@@ -70,6 +70,11 @@ def test_table_5_adds_one_design_choice_a_row():
     assert rows[0].pixel_decoder.reads == ("semantic",)
 
 
+def test_a_field_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match=r"no 'codebok_size'; expected one of .*codebook_size"):
+        preset("tokenflow-nano", codebok_size=64)
+
+
 def test_overrides_replace_fields():
     config = preset("tokenflow-nano", codebook_size=64, pretrained="runs/teacher")
     assert config.codebook_size == 64

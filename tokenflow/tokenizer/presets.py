@@ -266,6 +266,9 @@ def preset(name: str, **overrides: Any) -> TokenizerConfig:
     config = PRESETS[name]
     if "pretrained" in overrides:
         config = config.with_pretrained(overrides.pop("pretrained"))
+    fields = [field.name for field in dataclasses.fields(config)]
+    if unknown := sorted(set(overrides) - set(fields)):
+        raise ValueError(f"a tokenizer has no {unknown[0]!r}; expected one of {', '.join(fields)}.")
     return dataclasses.replace(config, **overrides)
 
 
