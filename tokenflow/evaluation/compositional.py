@@ -4,7 +4,6 @@ Kinds that name colours are also asked for (colour, shape) pairs that training n
 sample are compared on the same prompts, the paper's Table 6 in small.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -18,6 +17,7 @@ from tokenflow.data.shapes import Split
 from tokenflow.data.verifier import check
 from tokenflow.evaluation.grid import Picture
 from tokenflow.evaluation.painting import Painter, Sampling, paint
+from tokenflow.evaluation.shares import Share, mean_of_kinds, share
 from tokenflow.generation.options import Steps
 
 SINGLE_STEP: Steps = "single-step"
@@ -90,29 +90,6 @@ class Question:
     split: Split
     number: int
     """Position within its kind and split."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Share:
-    """Share of prompts whose picture is right, and its standard error."""
-
-    value: float
-    error: float
-    images: int
-
-
-def share(marks: Sequence[float]) -> Share:
-    """Mean of one number a prompt (the share of its pictures that are right) with the mean's standard error."""
-    values = np.asarray(marks, dtype=np.float64)
-    spread = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-    return Share(value=float(values.mean()), error=spread / math.sqrt(len(values)), images=len(values))
-
-
-def mean_of_kinds(parts: Sequence[Share]) -> Share:
-    """GenEval's overall score: the mean over kinds, each with the same weight."""
-    error = math.sqrt(sum(part.error**2 for part in parts)) / len(parts)
-    value = sum(part.value for part in parts) / len(parts)
-    return Share(value=value, error=error, images=sum(part.images for part in parts))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenflow.evaluation.compositional import Share, mean_of_kinds, share
+from tokenflow.evaluation.shares import Share, mean_of_kinds, share
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 """The colours GenEval asks for."""

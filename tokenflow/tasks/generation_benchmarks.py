@@ -23,13 +23,13 @@ from tokenflow.evaluation.benchmark_pictures import (
     read_geneval,
 )
 from tokenflow.evaluation.colour_names import PictureColours, load_colours
-from tokenflow.evaluation.compositional import share
 from tokenflow.evaluation.detectors import Detector, load_detector
 from tokenflow.evaluation.geneval_score import judge, summarise
 from tokenflow.evaluation.image_reward import Reward, load_image_reward
 from tokenflow.evaluation.measure import NOT_MEASURED, NotMeasured, write_atomic, write_json
 from tokenflow.evaluation.progress import EvaluationProgress
 from tokenflow.evaluation.prompt_rewriting import build_rewriter, rewrite_all
+from tokenflow.evaluation.shares import share
 from tokenflow.tasks.evaluation_folder import agreed_state
 from tokenflow.tasks.generation_evaluation import describe, load_model, model_fingerprint
 from tokenflow.tasks.generation_evaluation_recipe import GenerationEvaluationRecipe
