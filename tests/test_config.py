@@ -5,6 +5,7 @@ from typing import Literal
 
 import pytest
 
+from tests.recipes.command_lines import complaint
 from tokenflow.config import RECIPES, parse
 from tokenflow.data import DataConfig
 
@@ -42,16 +43,6 @@ def recipe(tmp_path):
     return path
 
 
-def complaint(capsys, *arguments, stage="tokenizer_pretrain"):
-    with pytest.raises(SystemExit) as stopped:
-        parse(Recipe, [str(argument) for argument in arguments], stage=stage, description="")
-    shown = capsys.readouterr()
-    assert stopped.value.code == 2 and not shown.out
-    (line,) = shown.err.splitlines()
-    assert line.startswith("error: ")
-    return line
-
-
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -67,7 +58,7 @@ def complaint(capsys, *arguments, stage="tokenizer_pretrain"):
     ],
 )
 def test_an_unknown_option_is_named_with_what_was_probably_meant(recipe, capsys, options, expected):
-    assert expected in complaint(capsys, "--recipe", recipe, *options)
+    assert expected in complaint(capsys, Recipe, ["--recipe", recipe, *options], stage="tokenizer_pretrain")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +70,7 @@ def test_an_unknown_option_is_named_with_what_was_probably_meant(recipe, capsys,
 )
 def test_an_unknown_key_of_a_recipe_is_named_with_what_was_probably_meant(recipe, capsys, line, expected):
     recipe.write_text(f"{recipe.read_text()}{line}\n")
-    assert expected in complaint(capsys, "--recipe", recipe)
+    assert expected in complaint(capsys, Recipe, ["--recipe", recipe], stage="tokenizer_pretrain")
 
 
 @pytest.mark.parametrize(
@@ -90,13 +81,13 @@ def test_an_unknown_key_of_a_recipe_is_named_with_what_was_probably_meant(recipe
     ],
 )
 def test_a_wrong_value_is_one_line_with_key_value_and_what_was_expected(recipe, capsys, options, words):
-    line = complaint(capsys, "--recipe", recipe, *options)
+    line = complaint(capsys, Recipe, ["--recipe", recipe, *options], stage="tokenizer_pretrain")
     assert all(word in line for word in words)
 
 
 @pytest.mark.parametrize("stage", [path.name for path in RECIPES.iterdir()])
 def test_a_run_without_a_recipe_names_a_shipped_one(capsys, stage):
-    line = complaint(capsys, "--steps", 3, stage=stage)
+    line = complaint(capsys, Recipe, ["--steps", 3], stage=stage)
     shipped = sorted(path.stem for path in (RECIPES / stage).glob("*.yaml"))
     assert f"add --recipe {'nano' if 'nano' in shipped else shipped[0]} " in line
     assert all(name in line for name in shipped) and "lacks name, " in line
@@ -104,7 +95,9 @@ def test_a_run_without_a_recipe_names_a_shipped_one(capsys, stage):
 
 def test_a_recipe_without_data_asks_for_it(recipe, capsys):
     recipe.write_text("name: test\nsteps: 3\ndata: {image_size: 32}\n")
-    assert "lack data.sources; --data PATH gives data.sources" in complaint(capsys, "--recipe", recipe)
+    assert "lack data.sources; --data PATH gives data.sources" in complaint(
+        capsys, Recipe, ["--recipe", recipe], stage="tokenizer_pretrain"
+    )
 
 
 def test_help_and_print_config_still_end_well(recipe, capsys):

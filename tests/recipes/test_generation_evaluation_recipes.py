@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.recipes.command_lines import complaint
 from tokenflow.config import RECIPES, load_recipe, parse
 from tokenflow.tasks.generation_evaluation_recipe import GenerationEvaluationRecipe
 
@@ -45,6 +46,5 @@ def test_the_command_line_names_model_and_prompts():
     ],
 )
 def test_values_that_make_no_sense_end_the_command_line(options, words, capsys):
-    with pytest.raises(SystemExit) as end:
-        parse(GenerationEvaluationRecipe, ["--recipe", "nano", *options], stage="gen_eval", description="")
-    assert end.value.code == 2 and words in capsys.readouterr().err
+    argv = ["--recipe", "nano", *options]
+    assert words in complaint(capsys, GenerationEvaluationRecipe, argv, stage="gen_eval")

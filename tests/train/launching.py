@@ -62,6 +62,14 @@ def run(
     return outputs[0]
 
 
+def refused(*arguments: object, module: str) -> str:
+    """The one line with which a pipeline refuses its options, with exit code 2."""
+    output = run(*arguments, expected=2, module=module)
+    assert "Traceback" not in output, output[-4000:]
+    (line,) = (line for line in output.splitlines() if line.startswith("error: "))
+    return line
+
+
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     """Wait for something that a running process will do."""
     while not condition():
