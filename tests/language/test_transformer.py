@@ -181,3 +181,28 @@ def test_bad_sizes_are_refused_with_the_remedy():
         dataclasses.replace(BASE, rope_scaling={"rope_type": "yarn", "factor": 2.0})
     with pytest.raises(ValueError, match="'flash' cannot run"):
         CausalTransformer(dataclasses.replace(BASE, attention="flash"))
+
+
+@pytest.mark.parametrize("texts", [None, (4, 2)])
+def test_causal_positions_appended_in_parts_equal_the_whole_forward(texts):
+    model = model_of(BASE)
+    length, rows = 11, 2
+    embeddings = torch.randn(rows, length, BASE.width)
+    begins = torch.zeros(rows, dtype=torch.int64) if texts is None else max(texts) - torch.tensor(texts)
+    positions = torch.arange(length) - begins[:, None]
+    layout = AttentionLayout(tuple((Sample(int(begin), length - int(begin)),) for begin in begins), length)
+    expected = model(embeddings, layout=layout, positions=positions)
+    if texts is None:
+        cache, start = KeyValueCache(BASE, batch=rows, max_length=length), 0
+    else:
+        cache, _ = fill_text(model, embeddings[:, : max(texts)], positions, texts, extra=length)
+        start = max(texts)
+    for stop in (5, 6, length):
+        found = model.extend(embeddings[:, start:stop], cache=cache, positions=positions[:, start:stop])
+        torch.testing.assert_close(found, expected[:, start:stop], atol=1e-5, rtol=1e-4)
+        start = stop
+    cache.rewind(6)
+    again = model.extend(embeddings[:, 6:], cache=cache, positions=positions[:, 6:])
+    torch.testing.assert_close(again, expected[:, 6:], atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="length is 40"):
+        cache.rewind(40)

@@ -82,6 +82,12 @@ class KeyValueCache:
             texts = torch.tensor(self._texts)[:, None]
             self._hidden = ((slot >= texts) & (slot < slots)).to(self.data.device)
 
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` positions of every row."""
+        if not self._text_slots <= length <= self.length:
+            raise ValueError(f"length is {length}; expected {self._text_slots} to {self.length}, what was appended.")
+        self.length = length
+
     def check_room(self, first: int, count: int) -> None:
         """Raise ValueError unless slots first to first + count exist."""
         if first + count > self.max_length:

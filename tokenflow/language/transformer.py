@@ -253,6 +253,28 @@ class CausalTransformer(nn.Module):
             cache.length = end
         return hidden
 
+    @torch.no_grad()
+    def extend(
+        self, embeddings: Float[Tensor, "B n W"], *, cache: KeyValueCache, positions: Int[Tensor, "B n"]
+    ) -> Float[Tensor, "B n W"]:
+        """Append n causal positions to a cache, empty or not: each sees the cache and the new ones up to itself."""
+        first, count = cache.length, embeddings.shape[1]
+        end = first + count
+        cache.check_room(first, count)
+        visible = torch.ones(count, end, dtype=torch.bool, device=embeddings.device).tril(first)[None, None]
+        known = cache.key_mask(end)
+        mask = visible if known is None else visible & known
+
+        def attend(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            keys, values = cache.layer(number)
+            keys[:, :, first:end], values[:, :, first:end] = key, value
+            out = causal_attention(query.to(keys.dtype), keys[:, :, :end], values[:, :, :end], mask)
+            return out.to(query.dtype)
+
+        hidden = self._run(embeddings, positions, attend)
+        cache.length = end
+        return hidden
+
     def _run(self, x: Tensor, positions: Tensor, attend: Callable[[int, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         rotary = self._rotary(positions)
         for number, layer in enumerate(self.layers):
