@@ -14,7 +14,7 @@ from tokenflow.tasks.generation_recipe import GenerationRecipe
 from tokenflow.tasks.teacher import TeacherRecipe
 from tokenflow.tasks.tokenizer_plan import plan
 from tokenflow.tasks.tokenizer_recipe import TokenizerRecipe
-from tokenflow.train import merge_deepspeed_config
+from tokenflow.train import merge_deepspeed_config, zero_stage
 
 LAUNCH = Launch(output=Path("run"), ds_config=None, resume="auto", init_from=None, dry_run=True)
 CONFIGS = sorted((RECIPES.parents[1] / "deepspeed_configs").glob("*.json"))
@@ -39,8 +39,13 @@ def load(path: Path):
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_recipe_meets_every_deepspeed_json(path, config):
-    recipe = load(path)
-    merged = merge_deepspeed_config(json.loads(config.read_text()), recipe.train, recipe.optimizer, world_size=1)
+    recipe, deepspeed = load(path), json.loads(config.read_text())
+    optimizer = recipe.optimizer
+    if optimizer.name == "muon" and zero_stage(deepspeed) > 0:
+        with pytest.raises(ValueError, match=r"Use deepspeed_configs/zero0\.json, or --optimizer\.name adamw"):
+            merge_deepspeed_config(deepspeed, recipe.train, optimizer, world_size=1)
+        optimizer = dataclasses.replace(optimizer, name="adamw")
+    merged = merge_deepspeed_config(deepspeed, recipe.train, optimizer, world_size=1)
     assert merged["train_batch_size"] == recipe.train.global_batch_size
     # DeepSpeed clips at 1.0 when nothing is said; the authors' generation clips at 0.5.
     expected = 0.5 if recipe.name in ("generation-llama2-7b", "generation-tinyllama-1.1b") else 1.0
