@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tokenflow.generation.choosing import ImageStreams, choose
+from tokenflow.generation.choosing import ImageStreams, choose, top_values
 from tokenflow.generation.options import SamplingConfig
 
 
@@ -52,6 +52,17 @@ def test_codes_that_tie_with_the_last_of_top_k_stay():
 def test_one_candidate_is_the_likeliest_code(top_k, top_p):
     logits = torch.randn(2, 5, 40)
     assert torch.equal(choose(logits, top_k=top_k, top_p=top_p, uniform=None), logits.argmax(-1))
+
+
+@pytest.mark.parametrize(("size", "count"), [(4096, 1), (4096, 100), (4096, 1024), (4096, 1025), (4096, 4096), (99, 7)])
+@pytest.mark.parametrize("distinct", [5, 10**6])
+def test_the_highest_values_are_those_of_a_sorted_row_with_places_of_their_own(size, count, distinct):
+    generator = torch.Generator().manual_seed(count)
+    x = torch.randint(distinct, (2, 3, size), generator=generator).float()
+    values, places = top_values(x, count)
+    assert torch.equal(values, x.sort(dim=-1, descending=True).values[..., :count])
+    assert torch.equal(x.gather(-1, places), values)
+    assert all(len(set(row.tolist())) == count for row in places.flatten(0, 1))
 
 
 def test_draws_follow_the_probabilities():

@@ -62,9 +62,28 @@ def _highest(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     if top_k >= size:
         return logits.sort(dim=-1, descending=True, stable=True)
     count = min(size, top_k + _SPARE)
-    values, indices = logits.topk(count, dim=-1)
+    values, indices = top_values(logits, count)
     last = values[..., top_k - 1 : top_k]
     while count < size and bool((values[..., -1:] == last).any()):
         count = min(size, 2 * count)
-        values, indices = logits.topk(count, dim=-1)
+        values, indices = top_values(logits, count)
     return values.masked_fill(values < last, -torch.inf), indices
+
+
+def top_values(x: Float[Tensor, "*shape K"], count: int) -> tuple[Float[Tensor, "*shape k"], Int[Tensor, "*shape k"]]:
+    """`x.topk(count)` in less time on CPUs: values in descending order and their places; ties may lie elsewhere.
+
+    The highest values are in those blocks of x whose maxima are the highest: as many blocks as values hold them all.
+    """
+    size = x.shape[-1]
+    # About sqrt(size / count), which keeps both searches short.
+    block = 1 << ((size // count).bit_length() - 1) // 2
+    if x.device.type != "cpu" or block == 1 or size % block:
+        return x.topk(count, dim=-1)
+    blocks = size // block
+    # Block b is every `blocks`-th value from b on: maxima are then taken over long rows.
+    parts = x.unflatten(-1, (block, blocks))
+    chosen = parts.amax(-2).topk(count, dim=-1, sorted=False).indices
+    index = chosen[..., None, :].expand(*chosen.shape[:-1], block, count)
+    values, place = parts.gather(-1, index).flatten(-2).topk(count, dim=-1)
+    return values, chosen.gather(-1, place % count) + place // count * blocks
