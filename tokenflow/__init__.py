@@ -9,9 +9,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 if TYPE_CHECKING:
     from tokenflow.generation.text_to_image import TextToImage
     from tokenflow.tokenizer.model import TokenFlowTokenizer
+    from tokenflow.understanding.image_to_text import ImageToText
 
 __version__ = "0.1.0"
-__all__ = ["TextToImage", "TokenFlowTokenizer", "__version__"]
+__all__ = ["ImageToText", "TextToImage", "TokenFlowTokenizer", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,4 +25,8 @@ def __getattr__(name: str) -> Any:
         from tokenflow.generation.text_to_image import TextToImage
 
         return TextToImage
+    if name == "ImageToText":
+        from tokenflow.understanding.image_to_text import ImageToText
+
+        return ImageToText
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

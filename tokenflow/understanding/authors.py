@@ -37,11 +37,11 @@ class AuthorsModel(NamedTuple):
 
 
 def authors_config(
-    values: dict[str, Any], *, tokenizer: TokenizerConfig | None = None, **overrides: Any
+    values: dict[str, Any], *, tokenizer_config: TokenizerConfig | None = None, **overrides: Any
 ) -> UnderstandingConfig:
     """Our configuration of a `config.json` of the authors'; `overrides` replace top-level fields.
 
-    `tokenizer` is the image tokenizer's, theirs always being the one of 384 pixels.
+    `tokenizer_config` is the image tokenizer's, theirs always being the one of 384 pixels.
 
     Raises:
         ValueError: Options of LLaVA that the authors do not use (marks around images, tiles).
@@ -58,7 +58,7 @@ def authors_config(
     language = language_config(values)
     return backbone_config(
         language,
-        tokenizer_preset("tokenflow-xl") if tokenizer is None else tokenizer,
+        tokenizer_preset("tokenflow-xl") if tokenizer_config is None else tokenizer_config,
         **{
             "projector": values.get("mm_projector_type", "linear"),
             "template": "qwen_2_5" if "qwen" in values["model_type"] else "vicuna_v1",
@@ -70,13 +70,13 @@ def authors_config(
 
 
 def read_authors_folder(
-    folder: str | Path, *, tokenizer: TokenizerConfig | None = None, **overrides: Any
+    folder: str | Path, *, tokenizer_config: TokenizerConfig | None = None, **overrides: Any
 ) -> AuthorsModel:
     """The model and the image tokenizer of a folder of the authors'; strict.
 
     Args:
         folder: config.json and weights.
-        tokenizer: Of the image tokenizer, where it is not the one of 384 pixels.
+        tokenizer_config: Of the image tokenizer, where it is not the one of 384 pixels.
         **overrides: Fields of `UnderstandingConfig`.
 
     Raises:
@@ -86,13 +86,15 @@ def read_authors_folder(
     folder = Path(folder)
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}. Expected a multimodal folder of the authors'.")
-    config = authors_config(json.loads((folder / CONFIG_FILE).read_text()), tokenizer=tokenizer, **overrides)
+    config = authors_config(
+        json.loads((folder / CONFIG_FILE).read_text()), tokenizer_config=tokenizer_config, **overrides
+    )
     state = open_tensors(folder)
     with torch.device("meta"):
         model = MultimodalModel(config)
     weights = from_authors(model.state_dict(), state, projector=config.projector)
     assign_weights(model, dict(weights.items()), source=str(folder))
-    return AuthorsModel(model.eval(), _read_tokenizer(vision_state(state), tokenizer))
+    return AuthorsModel(model.eval(), _read_tokenizer(vision_state(state), tokenizer_config))
 
 
 def _read_tokenizer(state: LazyTensors, config: TokenizerConfig | None) -> TokenFlowTokenizer | None:

@@ -83,6 +83,10 @@ class ConversationTokenizer:
                 before = piece or before
         return Tokens(ids, labels)
 
+    def ends(self, token: int) -> bool:
+        """Whether an answer ends with this token; where a line ends it, with any token that holds the line's end."""
+        return token in self.end_tokens or (self.end == "\n" and "\n" in self.text_tokenizer.decode([token]))
+
     def _continue(self, before: str, text: str) -> list[int]:
         """Tokens of `text` where it follows `before`."""
         if not text:

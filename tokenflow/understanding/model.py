@@ -75,8 +75,13 @@ class MultimodalModel(nn.Module):
 
     def hidden(self, batch: MultimodalBatch, features: Float[Tensor, "I N C"] | None = None) -> Float[Tensor, "B L W"]:
         """Hidden states of every position; `head` makes logits of them."""
-        embeddings = self.embed(batch.ids, batch.image_rows, self._features(features, batch.num_images))
-        return self.language(embeddings, layout=batch.layout, positions=batch.positions)
+        return self.language(self.embed_batch(batch, features), layout=batch.layout, positions=batch.positions)
+
+    def embed_batch(
+        self, batch: MultimodalBatch, features: Float[Tensor, "I N C"] | None = None
+    ) -> Float[Tensor, "B L W"]:
+        """Embeddings of a batch, images in their places; ValueError for features that are not the batch's."""
+        return self.embed(batch.ids, batch.image_rows, self._features(features, batch.num_images))
 
     def embed(
         self, ids: Int[Tensor, "B L"], image_rows: Int[Tensor, "B L"], features: Float[Tensor, "I N C"]

@@ -1,0 +1,125 @@
+"""A multimodal model as a folder: language model and projector, text tokenizer, image tokenizer (or teacher)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from tokenflow.language.text_tokenizer import load_text_tokenizer
+from tokenflow.nn.folder import (
+    CONFIG_FILE,
+    MAX_SHARD_SIZE,
+    assign_weights,
+    find_folder,
+    read_description,
+    read_weights,
+    save_folder,
+    unchanged,
+)
+from tokenflow.tokenizer.config import from_dict, to_dict
+from tokenflow.tokenizer.model import TokenFlowTokenizer
+from tokenflow.tokenizer.teachers import Teacher, TeacherConfig
+from tokenflow.understanding.config import Features, UnderstandingConfig
+from tokenflow.understanding.features import Tower
+from tokenflow.understanding.model import MultimodalModel
+
+if TYPE_CHECKING:
+    from tokenflow.understanding.image_to_text import ImageToText
+
+TEXT_FOLDER = "text_tokenizer"
+IMAGE_FOLDER = "image_tokenizer"
+ImageTokenizer = Literal["copy", "reference"]
+_AUTHORS = " For the authors' Tokenflow-llava folders use ImageToText.from_authors."
+
+
+def save_image_to_text(
+    model: ImageToText,
+    directory: str | Path,
+    *,
+    image_tokenizer: ImageTokenizer,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+) -> Path:
+    """Write everything; the image tokenizer as a copy, or as the name that it was loaded from."""
+    directory = Path(directory)
+    name = IMAGE_FOLDER
+    if image_tokenizer == "reference":
+        if model.tokenizer_source is None:
+            raise ValueError("this image tokenizer was not loaded by name. Use image_tokenizer='copy'.")
+        name = str(model.tokenizer_source)
+    # Without it the folder is refused: a killed save never leaves new parts beside old ones.
+    (directory / CONFIG_FILE).unlink(missing_ok=True)
+    if image_tokenizer == "copy":
+        save_tower(model.tokenizer, directory / IMAGE_FOLDER)
+    model.text_tokenizer.save_pretrained(directory / TEXT_FOLDER)
+    return save_folder(
+        directory,
+        state=model.model.state_dict(),
+        description={"library": "tokenflow", "multimodal": to_dict(model.model.config), "image_tokenizer": name},
+        card=_card(model),
+        max_shard_size=max_shard_size,
+    )
+
+
+def load_image_to_text(
+    cls: type[ImageToText], source: str | Path, *, tokenizer: Tower | str | Path | None
+) -> ImageToText:
+    """The inverse of `save_image_to_text`, from a folder or a hub repository; `tokenizer` replaces the named one.
+
+    The model is in the dtype of its files, in memory maps of them.
+    """
+    directory = find_folder(source, patterns=None)
+    with unchanged(directory):
+        description = read_description(directory, key="multimodal", hint=_AUTHORS)
+        state = read_weights(directory)
+    with torch.device("meta"):
+        model = MultimodalModel(from_dict(UnderstandingConfig, description["multimodal"]))
+    assign_weights(model, state, source=str(directory))
+    name = description.get("image_tokenizer")
+    if tokenizer is None and name is None:
+        raise ValueError(f"{directory} names no image tokenizer. Pass tokenizer= (a folder, or a TokenFlowTokenizer).")
+    if tokenizer is None:
+        tokenizer = directory / name if (directory / name).is_dir() else name
+    return cls(model.eval(), tokenizer=tokenizer, text_tokenizer=load_text_tokenizer(directory / TEXT_FOLDER))
+
+
+def save_tower(tower: Tower, directory: Path) -> Path:
+    """Write an image tokenizer, or a teacher, as a folder that `load_tower` reads."""
+    if isinstance(tower, TokenFlowTokenizer):
+        return tower.save_pretrained(directory)
+    description = {"library": "tokenflow", "teacher": to_dict(tower.config)}
+    card = "# Teacher\n\nA vision tower whose features a multimodal model of tokenflow reads.\n"
+    return save_folder(directory, state=tower.state_dict(), description=description, card=card)
+
+
+def load_tower(source: str | Path, *, features: Features) -> Tower:
+    """An image tokenizer, or for `teacher` features a teacher, from a folder or a hub repository.
+
+    Raises:
+        OSError: Neither, or files are missing.
+        ValueError: The folder holds the other kind.
+    """
+    if features != "teacher":
+        return TokenFlowTokenizer.from_pretrained(source)
+    directory = find_folder(source)
+    with unchanged(directory):
+        description = read_description(directory, key="teacher")
+        state = read_weights(directory)
+    with torch.device("meta"):
+        teacher = Teacher(from_dict(TeacherConfig, description["teacher"]))
+    assign_weights(teacher, state, source=str(directory))
+    return teacher.requires_grad_(False)
+
+
+def _card(model: ImageToText) -> str:
+    config = model.model.config
+    count = sum(parameter.numel() for parameter in model.model.parameters())
+    return (
+        "---\nlibrary_name: tokenflow\npipeline_tag: image-text-to-text\n---\n\n# TokenFlow multimodal model\n\n"
+        f"Images of {config.image_size} pixels as {config.image_tokens} positions ({config.features}); "
+        f"{config.language.depth} layers of width {config.language.width}, {count:,} parameters.\n\n```python\n"
+        "from tokenflow import ImageToText\n\n"
+        'model = ImageToText.from_pretrained("this folder")\n'
+        'answers = model.answer(["picture.jpg"], ["What is in the picture?"])\n```\n'
+    )
