@@ -1,6 +1,6 @@
 """Prints results of lmms-eval beside the paper's Table 3.
 
-lmms_eval --model tokenflow --model_args pretrained=FOLDER --tasks pope,gqa --output_path runs/lmms
+python -m lmms_eval --model tokenflow --model_args pretrained=FOLDER --tasks pope,gqa --output_path runs/lmms
 python tools/lmms_table.py --name mine runs/lmms/*/*_results.json
 """
 

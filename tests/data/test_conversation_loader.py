@@ -47,6 +47,7 @@ def test_a_sample_has_the_picture_and_the_turns_of_its_scene(world):
         for sample in batch["samples"]:
             scene = SceneSampler(0, "train")[int(sample.id.rpartition("-")[2])]
             (image,) = sample.images
+            assert sample.image_names == (f"{sample.id.removeprefix('questions-')}.png",)
             assert np.array_equal(np.asarray(image), draw(scene, 32))
             assert [role for role, _ in sample.turns] == ["user", "assistant"] * 3
             assert sample.turns[0][1].startswith("<image>\n")

@@ -38,6 +38,8 @@ class ConversationSample:
     """("user" or "assistant", text) in turn; `<image>` in the text stands for a picture."""
     images: tuple[Image.Image, ...]
     """RGB, of any size, in the order of the marks."""
+    image_names: tuple[str, ...]
+    """As the file names them."""
     seed: int
     """A function of (seed, source, epoch, conversation): for draws that belong to the conversation."""
 
@@ -141,6 +143,7 @@ class ConversationReader:
             where=file.path,
             turns=record.turns,
             images=tuple(_decode(store.read(name), name) for name in record.images),
+            image_names=record.images,
             seed=mix(self.seed, number, epoch, index),
         )
         return self.prepare(sample)

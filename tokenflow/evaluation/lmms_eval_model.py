@@ -1,6 +1,6 @@
-"""`lmms_eval --model tokenflow`: a plug-in for lmms-eval, which finds it by the entry point `lmms_eval.models`.
+"""`python -m lmms_eval --model tokenflow`: a plug-in, which lmms-eval finds by the entry point `lmms_eval.models`.
 
-    lmms_eval --model tokenflow --model_args pretrained=FOLDER --batch_size 16 \\
+    python -m lmms_eval --model tokenflow --model_args pretrained=FOLDER --batch_size 16 \\
         --tasks seedbench,pope,vqav2_val,gqa,textvqa_val,ai2d,realworldqa,mmmu_val,mmbench_en_dev,mme,mmvet
 
 Nothing here is imported unless lmms-eval asks for it. Under `accelerate launch` every process answers its share.
