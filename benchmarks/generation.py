@@ -202,6 +202,8 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, metavar="CHECKOUT", help="the authors' code, to be timed too")
     parser.add_argument("--peer_python", type=Path, default=Path(sys.executable), help="Python that runs it")
     arguments = parser.parse_args()
+    if arguments.peer is not None and arguments.device != "cpu":
+        parser.error(f"--device is {arguments.device}; --peer measures both sides on the CPU. Leave --device out.")
     peer = None if arguments.peer is None else Peer(checkout=arguments.peer, python=arguments.peer_python)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
