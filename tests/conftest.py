@@ -11,6 +11,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples in every run: what fails on one machine fails on all.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 
 @pytest.fixture(autouse=True)

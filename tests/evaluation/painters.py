@@ -26,7 +26,7 @@ def scene_of(prompt: Prompt) -> Scene:
         SceneObject(shape=shape, colour=colour or next(iter(COLOURS)), x=x, y=y, radius=0.17, light=1.0)
         for (shape, colour), (x, y) in zip(prompt.objects, places, strict=False)
     )
-    return Scene(kind="single", objects=objects, background=0.7, gradient=(0.0, 0.0), phrasing=0)
+    return Scene(kind="single", objects=objects, background=0.7, phrasing=0)
 
 
 class DrawingPainter:
@@ -51,7 +51,7 @@ class DrawingPainter:
             prompt = self.known[text]
             right = self.right(prompt, index, options)
             scene = scene_of(prompt) if right else Scene(
-                kind="single", objects=(), background=0.7, gradient=(0.0, 0.0), phrasing=0
+                kind="single", objects=(), background=0.7, phrasing=0
             )  # fmt: skip
             pictures.append(draw(scene, self.size))
         return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -52,6 +52,12 @@ def test_an_axis_holds_its_values_and_has_ticks_inside(values):
     assert len(axis.ticks) >= 2
 
 
+@pytest.mark.parametrize("values", [[5e-324], [0.0], [-1e-310, 1e-310], [1e15, 1e15 + 1]])
+def test_an_axis_of_almost_equal_values_has_a_width(values):
+    axis = linear_axis(values, 0, 100)
+    assert axis.low < axis.high and len(axis.ticks) >= 2
+
+
 def test_ticks_are_round():
     assert nice_ticks(0, 1) == pytest.approx((0, 0.25, 0.5, 0.75, 1.0))
     assert nice_ticks(0, 1500, 7) == pytest.approx((0, 250, 500, 750, 1000, 1250, 1500))

@@ -26,9 +26,8 @@ def net():
 
 
 def optimizer(model, **changes):
-    constants = dict(
-        learning_rate=0.01, matrix_learning_rate=0.04, momentum=0.9, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1
-    )
+    constants = {"learning_rate": 0.01, "matrix_learning_rate": 0.04, "momentum": 0.9, "betas": (0.9, 0.95)}
+    constants |= {"eps": 1e-8, "weight_decay": 0.1}
     return MuonWithAdamW(*split_matrices(model, [{"params": list(model.parameters())}]), **{**constants, **changes})
 
 
@@ -86,7 +85,7 @@ def test_the_schedule_moves_both_rates():
 @pytest.mark.parametrize(("stage", "precision"), [(1, "fp32"), (3, "fp32"), (0, "bf16")])
 def test_pieces_of_matrices_are_refused(stage, precision):
     plan = TrainConfig(steps=1, global_batch_size=1, micro_batch_size=1, precision=precision)
-    with pytest.raises(ValueError, match="muon needs whole fp32 matrices.*adamw"):
+    with pytest.raises(ValueError, match=r"muon needs whole fp32 matrices.*adamw"):
         merge_deepspeed_config(
             {"zero_optimization": {"stage": stage}}, plan, OptimizerConfig(name="muon"), world_size=1
         )

@@ -75,8 +75,10 @@ def linear_axis(
     low, high = min(values), max(values)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
-    if low == high:
-        low, high = low - (abs(low) or 1.0) * 0.5, high + (abs(high) or 1.0) * 0.5
+    size = max(abs(low), abs(high))
+    if high - low <= 1e-9 * size or size < 1e-300:
+        half = 0.5 * size if size >= 1e-300 else 0.5
+        low, high = low - half, high + half
     ticks = nice_ticks(low, high, count)
     if not tight:
         step = ticks[1] - ticks[0] if len(ticks) > 1 else high - low

@@ -135,8 +135,8 @@ def merge_deepspeed_config(
         source: The JSON's name for error messages.
 
     Raises:
-        ValueError: The JSON sets a key of the recipe to another value, or a key that is not known here; or muon is asked
-            to work on pieces of matrices.
+        ValueError: The JSON sets a key of the recipe to another value, or a key that is not known here; or muon is
+            asked to work on pieces of matrices.
     """
     _check_muon(deepspeed, train, optimizer, source)
     owned = _recipe_keys(train, world_size)
@@ -212,9 +212,7 @@ def _check_optimizer(key: str, value: Any, optimizer: OptimizerConfig | None, so
         )
 
 
-def _check_muon(
-    deepspeed: dict[str, Any], train: TrainConfig, optimizer: OptimizerConfig | None, source: str
-) -> None:
+def _check_muon(deepspeed: dict[str, Any], train: TrainConfig, optimizer: OptimizerConfig | None, source: str) -> None:
     if optimizer is None or optimizer.name != "muon":
         return
     if zero_stage(deepspeed) > 0 or train.precision == "bf16":
