@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -6,6 +7,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from tokenflow.language.hf import language_config, load_hf_language
+from tokenflow.language.hf_export import save_hf_language
 from tokenflow.language.transformer import CausalTransformer
 from tokenflow.ops.attention_layout import AttentionLayout, Sample
 from tokenflow.train.weights import load_state
@@ -157,3 +159,25 @@ def test_wrong_sources_are_named(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="names model-00001-of-00002"):
         load_hf_language(tmp_path)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_written_folder_is_what_was_read_and_transformers_agrees(name, tmp_path):
+    theirs = reference(name)
+    theirs.save_pretrained(tmp_path / "theirs")
+    config, weights, head = load_hf_language(tmp_path / "theirs")
+    folder = tmp_path / "ours"
+    save_hf_language(folder, config=config, weights=dict(weights), head=head["lm_head.weight"])
+    again = load_hf_language(folder)
+    assert again.config == config
+    assert all(torch.equal(again.weights[key], value) for key, value in weights.items())
+    ids = torch.randint(0, 61, (2, 9))
+    with torch.no_grad():
+        logits = type(theirs).from_pretrained(folder)(ids).logits
+        torch.testing.assert_close(logits, theirs(ids).logits)
+
+
+def test_what_transformers_cannot_hold_is_refused(tmp_path):
+    config = dataclasses.replace(language_config(reference("qwen2").config), norm_order="post")
+    with pytest.raises(ValueError, match="norm_order is 'post'"):
+        save_hf_language(tmp_path, config=config, weights={}, head=torch.zeros(61, 32))

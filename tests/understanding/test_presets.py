@@ -77,8 +77,10 @@ def test_a_model_starts_from_a_language_model_of_transformers(tmp_path, tied):
     found = load_hf_language(tmp_path)
     config = backbone_config(found.config, TOKENIZERS["tokenflow-nano"], template="qwen_2_5")
     model = MultimodalModel(config)
-    missing, unexpected = model.load_state_dict(dict(language_weights(config, found)), strict=False)
-    assert not unexpected and {name.split(".")[0] for name in missing} == {"projector"}
+    model.load_state_dict(dict(language_weights(config, found)))
+    again = language_weights(config, found, seed=0)
+    assert torch.equal(model.projector[0].weight, again["projector.0.weight"])
+    assert not torch.equal(model.projector[0].weight, language_weights(config, found, seed=1)["projector.0.weight"])
     assert torch.equal(model.head.weight, theirs.lm_head.weight)
     assert torch.equal(model.language.layers[1].mlp.up_proj.weight, theirs.model.layers[1].mlp.up_proj.weight)
     other = dataclasses.replace(config, language=dataclasses.replace(config.language, depth=3))

@@ -6,10 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from tokenflow.language.config import LanguageConfig
 from tokenflow.language.hf import HfLanguage, load_hf_language
 from tokenflow.language.lazy_tensors import LazyTensors
 from tokenflow.understanding.config import UnderstandingConfig, feature_shape, image_size
+from tokenflow.understanding.projector import build_projector
 
 _SIZES = (
     *("vocabulary_size", "width", "depth", "heads", "kv_heads", "head_width", "mlp_width", "norm_epsilon"),
@@ -32,11 +36,12 @@ def backbone_config(language: LanguageConfig, tower: Any, **fields: Any) -> Unde
     )
 
 
-def language_weights(config: UnderstandingConfig, source: str | Path | HfLanguage) -> LazyTensors:
-    """A language model's weights under `MultimodalModel`'s names, read one at a time.
+def language_weights(config: UnderstandingConfig, source: str | Path | HfLanguage, *, seed: int = 0) -> LazyTensors:
+    """First weights of a `MultimodalModel`: a language model's under its names, read one at a time, and a projector's.
 
-    The projector, which it has not, keeps its first values: load without strictness. A head that is tied to the table
-    of embeddings begins as a copy of it. `source` is a folder or hub id, or what `load_hf_language` returned.
+    The projector is drawn from `seed`, so that ranks that build the model in parts begin with the same. A head that is
+    tied to the table of embeddings begins as a copy of it. `source` is a folder or hub id, or what `load_hf_language`
+    returned.
 
     Raises:
         ValueError: The language model is another than the configuration's; it names the difference.
@@ -49,4 +54,16 @@ def language_weights(config: UnderstandingConfig, source: str | Path | HfLanguag
                 f"{getattr(config.language, name)}. Take its sizes from the language model: backbone_config."
             )
     weights = found.weights.renamed(lambda name: f"language.{name}")
-    return weights.joined(found.head.renamed(lambda _: "head.weight"))
+    return weights.joined(found.head.renamed(lambda _: "head.weight")).joined(_projector(config, seed=seed))
+
+
+def _projector(config: UnderstandingConfig, *, seed: int) -> dict[str, Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        projector = build_projector(
+            config.projector,
+            feature_width=config.feature_width,
+            width=config.language.width,
+            deviation=config.language.embedding_deviation,
+        )
+    return {f"projector.{name}": value for name, value in projector.state_dict().items()}
