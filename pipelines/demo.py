@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipelines.demo_report import missed_gates, write_report
+from pipelines.demo_report import missed_gates, missed_goals, write_report
 from tokenflow.config import RECIPES, load_recipe, read_json, run_command
 from tokenflow.data import SourceConfig, write_shapes
 from tokenflow.data.photographs import export_photographs
@@ -186,6 +186,9 @@ class Demo:
             self.output / "report.html", runs=self.runs, results=results, painted=painted, metrics=metrics
         )
         print(f"\n{minutes:.1f} minutes in all. Open {page}; the numbers are in {self.output / 'metrics.json'}")
+        goals = missed_goals(metrics)
+        if goals and not self.quick:
+            print(f"goals not reached yet: {'; '.join(goals)}")
         missed = missed_gates(metrics)
         if missed and not self.quick:
             print(f"quality gates missed: {'; '.join(missed)}", file=sys.stderr)

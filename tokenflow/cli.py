@@ -38,7 +38,7 @@ COMMANDS: tuple[Command, ...] = (
         summary="pictures of prompts by a text-to-image model",
         module="tokenflow.commands.generate",
         examples=(
-            'tokenflow generate "a red circle left of a blue square" --model runs/generation-nano/model',
+            'tokenflow generate "a red circle left of a blue square" --model runs/demo/generation/model',
             'tokenflow generate "two stars" --model DIR --count 4 --seed 7 --steps one --output stars --preview_scales',
         ),
     ),
@@ -73,7 +73,7 @@ COMMANDS: tuple[Command, ...] = (
         examples=(
             "tokenflow doctor",
             "tokenflow doctor --model runs/demo/tokenizer/model --json",
-            "tokenflow doctor --model runs/generation-nano/model --overfit photo.jpg",
+            "tokenflow doctor --model runs/demo/generation/model --overfit photo.jpg",
         ),
     ),
 )

@@ -27,7 +27,7 @@ def net():
 
 def optimizer(model, **changes):
     constants = {"learning_rate": 0.01, "matrix_learning_rate": 0.04, "momentum": 0.9, "betas": (0.9, 0.95)}
-    constants |= {"eps": 1e-8, "weight_decay": 0.1}
+    constants |= {"eps": 1e-8, "weight_decay": 0.1, "newton_schulz_steps": 5}
     return MuonWithAdamW(*split_matrices(model, [{"params": list(model.parameters())}]), **{**constants, **changes})
 
 

@@ -328,6 +328,7 @@ def _make_optimizer(
             learning_rate=config.learning_rate,
             matrix_learning_rate=config.matrix_learning_rate,
             momentum=config.momentum,
+            newton_schulz_steps=config.newton_schulz_steps,
             betas=config.betas,
             eps=config.eps,
             weight_decay=config.weight_decay,

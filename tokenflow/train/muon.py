@@ -24,6 +24,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         learning_rate: float,
         matrix_learning_rate: float,
         momentum: float,
+        newton_schulz_steps: int,
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
@@ -31,7 +32,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
         """Take parameter groups of matrices and of everything else."""
         scale = matrix_learning_rate / learning_rate
         scaled = [{**group, "learning_rate_scale": scale * group.get("learning_rate_scale", 1.0)} for group in matrices]
-        self._muon = torch.optim.Muon(scaled, lr=matrix_learning_rate, momentum=momentum, weight_decay=weight_decay)
+        self._muon = torch.optim.Muon(
+            scaled,
+            lr=matrix_learning_rate,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            ns_steps=newton_schulz_steps,
+        )
         self._adamw = torch.optim.AdamW(
             list(others), lr=learning_rate, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
         )
