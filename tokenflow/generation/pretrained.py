@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-import torch
+from typing import TYPE_CHECKING
 
 from tokenflow.generation.config import GeneratorConfig
 from tokenflow.generation.model import Generator
 from tokenflow.language.text_tokenizer import load_text_tokenizer
-from tokenflow.nn.folder import (
-    CONFIG_FILE,
-    MAX_SHARD_SIZE,
-    assign_weights,
-    find_folder,
-    read_description,
-    read_weights,
-    save_folder,
-    unchanged,
-)
+from tokenflow.nn.composed_folder import TEXT_FOLDER, ImageTokenizer, chosen_tokenizer, load_composed, save_composed
+from tokenflow.nn.folder import MAX_SHARD_SIZE
 from tokenflow.tokenizer.config import from_dict, to_dict
 from tokenflow.tokenizer.model import TokenFlowTokenizer
 
 if TYPE_CHECKING:
     from tokenflow.generation.text_to_image import TextToImage
 
-TEXT_FOLDER = "text_tokenizer"
-IMAGE_FOLDER = "image_tokenizer"
-ImageTokenizer = Literal["copy", "reference"]
 _AUTHORS = " For the authors' TokenFlow-t2i use TextToImage.from_authors."
 
 
@@ -41,25 +27,15 @@ def save_text_to_image(
     max_shard_size: int | str = MAX_SHARD_SIZE,
 ) -> Path:
     """Write everything; the image tokenizer as a copy, or as the name that it was loaded from."""
-    directory = Path(directory)
-    name = IMAGE_FOLDER
-    if image_tokenizer == "reference":
-        if model.tokenizer_source is None:
-            raise ValueError("this image tokenizer was not loaded by name. Use image_tokenizer='copy'.")
-        name = str(model.tokenizer_source)
-    # Without it the folder is refused: a killed save never leaves new parts beside old ones.
-    (directory / CONFIG_FILE).unlink(missing_ok=True)
-    if image_tokenizer == "copy":
-        model.tokenizer.save_pretrained(directory / IMAGE_FOLDER)
-    if model.text_tokenizer is not None:
-        model.text_tokenizer.save_pretrained(directory / TEXT_FOLDER)
-    elif (directory / TEXT_FOLDER).is_dir():
-        shutil.rmtree(directory / TEXT_FOLDER)
-    return save_folder(
+    return save_composed(
         directory,
         state=model.generator.state_dict(),
-        description={"library": "tokenflow", "generator": to_dict(model.generator.config), "image_tokenizer": name},
+        description={"generator": to_dict(model.generator.config)},
         card=_card(model),
+        text_tokenizer=model.text_tokenizer,
+        image_tokenizer=image_tokenizer,
+        image_source=model.tokenizer_source,
+        save_image_tokenizer=model.tokenizer.save_pretrained,
         max_shard_size=max_shard_size,
     )
 
@@ -67,26 +43,17 @@ def save_text_to_image(
 def load_text_to_image(
     cls: type[TextToImage], source: str | Path, *, tokenizer: TokenFlowTokenizer | str | Path | None
 ) -> TextToImage:
-    """The inverse of `save_text_to_image`, from a folder or a hub repository; `tokenizer` replaces the named one.
-
-    The generator is in the dtype of its files, in memory maps of them.
-    """
-    directory = find_folder(source, patterns=None)
-    with unchanged(directory):
-        description = read_description(directory, key="generator", hint=_AUTHORS)
-        state = read_weights(directory)
-    with torch.device("meta"):
-        generator = Generator(from_dict(GeneratorConfig, description["generator"]))
-    assign_weights(generator, state, source=str(directory))
-    name = description.get("image_tokenizer")
-    if tokenizer is None and name is None:
-        raise ValueError(f"{directory} names no image tokenizer. Pass tokenizer= (a folder, or a TokenFlowTokenizer).")
-    if tokenizer is None:
-        tokenizer = directory / name if (directory / name).is_dir() else name
-    text_tokenizer = None
-    if generator.config.prompt == "text":
-        text_tokenizer = load_text_tokenizer(directory / TEXT_FOLDER)
-    return cls(generator.eval(), tokenizer=tokenizer, text_tokenizer=text_tokenizer)
+    """The inverse of `save_text_to_image`, from a folder or a hub repository; `tokenizer` replaces the named one."""
+    generator, named, directory = load_composed(
+        source,
+        key="generator",
+        hint=_AUTHORS,
+        build=lambda description: Generator(from_dict(GeneratorConfig, description)),
+    )
+    tokenizer = chosen_tokenizer(tokenizer, named, directory=directory)
+    reads_text = generator.config.prompt == "text"
+    text_tokenizer = load_text_tokenizer(directory / TEXT_FOLDER) if reads_text else None
+    return cls(generator, tokenizer=tokenizer, text_tokenizer=text_tokenizer)
 
 
 def _card(model: TextToImage) -> str:

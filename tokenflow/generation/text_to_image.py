@@ -23,7 +23,7 @@ from tokenflow.tokenizer.model import TokenFlowTokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tokenflow.generation.pretrained import ImageTokenizer
+    from tokenflow.nn.composed_folder import ImageTokenizer
 
 Prompts = Sequence[str] | Sequence[int]
 

@@ -18,6 +18,7 @@ from tokenflow.data.hashing import mix
 from tokenflow.generation.config import GeneratorConfig
 from tokenflow.generation.text_field import TextField, TextTokens, class_tokens
 from tokenflow.language.text_tokenizer import load_text_tokenizer, train_sentencepiece
+from tokenflow.nn.composed_folder import TEXT_FOLDER
 from tokenflow.tasks.generation_recipe import TRAIN, GenerationRecipe
 from tokenflow.train import distributed
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TEXT_FOLDER = "text_tokenizer"
 _STREAM = 0x7E47
 """Keeps these draws apart from the loader's, which come from the same seed."""
 _SENTENCE = re.compile(r".*?(?:[.!?]+(?=\s|$)|[。！？])", re.DOTALL)

@@ -23,7 +23,7 @@ from tokenflow.understanding.templates import IMAGE
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tokenflow.understanding.pretrained import ImageTokenizer
+    from tokenflow.nn.composed_folder import ImageTokenizer
 
 Pictures = Picture | Sequence[Picture] | None
 """Of one question: one, several, or none."""

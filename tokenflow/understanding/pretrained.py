@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
 from tokenflow.language.text_tokenizer import load_text_tokenizer
+from tokenflow.nn.composed_folder import TEXT_FOLDER, ImageTokenizer, chosen_tokenizer, load_composed, save_composed
 from tokenflow.nn.folder import (
-    CONFIG_FILE,
     MAX_SHARD_SIZE,
     assign_weights,
     find_folder,
@@ -28,9 +29,6 @@ from tokenflow.understanding.model import MultimodalModel
 if TYPE_CHECKING:
     from tokenflow.understanding.image_to_text import ImageToText
 
-TEXT_FOLDER = "text_tokenizer"
-IMAGE_FOLDER = "image_tokenizer"
-ImageTokenizer = Literal["copy", "reference"]
 _AUTHORS = " For the authors' Tokenflow-llava folders use ImageToText.from_authors."
 
 
@@ -42,22 +40,15 @@ def save_image_to_text(
     max_shard_size: int | str = MAX_SHARD_SIZE,
 ) -> Path:
     """Write everything; the image tokenizer as a copy, or as the name that it was loaded from."""
-    directory = Path(directory)
-    name = IMAGE_FOLDER
-    if image_tokenizer == "reference":
-        if model.tokenizer_source is None:
-            raise ValueError("this image tokenizer was not loaded by name. Use image_tokenizer='copy'.")
-        name = str(model.tokenizer_source)
-    # Without it the folder is refused: a killed save never leaves new parts beside old ones.
-    (directory / CONFIG_FILE).unlink(missing_ok=True)
-    if image_tokenizer == "copy":
-        save_tower(model.tokenizer, directory / IMAGE_FOLDER)
-    model.text_tokenizer.save_pretrained(directory / TEXT_FOLDER)
-    return save_folder(
+    return save_composed(
         directory,
         state=model.model.state_dict(),
-        description={"library": "tokenflow", "multimodal": to_dict(model.model.config), "image_tokenizer": name},
+        description={"multimodal": to_dict(model.model.config)},
         card=_card(model),
+        text_tokenizer=model.text_tokenizer,
+        image_tokenizer=image_tokenizer,
+        image_source=model.tokenizer_source,
+        save_image_tokenizer=partial(save_tower, model.tokenizer),
         max_shard_size=max_shard_size,
     )
 
@@ -65,23 +56,15 @@ def save_image_to_text(
 def load_image_to_text(
     cls: type[ImageToText], source: str | Path, *, tokenizer: Tower | str | Path | None
 ) -> ImageToText:
-    """The inverse of `save_image_to_text`, from a folder or a hub repository; `tokenizer` replaces the named one.
-
-    The model is in the dtype of its files, in memory maps of them.
-    """
-    directory = find_folder(source, patterns=None)
-    with unchanged(directory):
-        description = read_description(directory, key="multimodal", hint=_AUTHORS)
-        state = read_weights(directory)
-    with torch.device("meta"):
-        model = MultimodalModel(from_dict(UnderstandingConfig, description["multimodal"]))
-    assign_weights(model, state, source=str(directory))
-    name = description.get("image_tokenizer")
-    if tokenizer is None and name is None:
-        raise ValueError(f"{directory} names no image tokenizer. Pass tokenizer= (a folder, or a TokenFlowTokenizer).")
-    if tokenizer is None:
-        tokenizer = directory / name if (directory / name).is_dir() else name
-    return cls(model.eval(), tokenizer=tokenizer, text_tokenizer=load_text_tokenizer(directory / TEXT_FOLDER))
+    """The inverse of `save_image_to_text`, from a folder or a hub repository; `tokenizer` replaces the named one."""
+    model, named, directory = load_composed(
+        source,
+        key="multimodal",
+        hint=_AUTHORS,
+        build=lambda description: MultimodalModel(from_dict(UnderstandingConfig, description)),
+    )
+    tokenizer = chosen_tokenizer(tokenizer, named, directory=directory)
+    return cls(model, tokenizer=tokenizer, text_tokenizer=load_text_tokenizer(directory / TEXT_FOLDER))
 
 
 def save_tower(tower: Tower, directory: Path) -> Path:
