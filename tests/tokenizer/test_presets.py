@@ -70,6 +70,17 @@ def test_table_5_adds_one_design_choice_a_row():
     assert rows[0].pixel_decoder.reads == ("semantic",)
 
 
+@pytest.mark.parametrize(("name", "width"), [("nano-pixel-only", 8), ("nano-semantic-only", 16)])
+def test_a_single_codebook_has_as_many_codes_as_nano_and_features_of_its_own_width(name, width, tmp_path):
+    config, both = preset(name), preset("tokenflow-nano")
+    assert (config.num_tokens, config.codebook_size) == (both.num_tokens, both.codebook_size)
+    TokenFlowTokenizer(config).save_pretrained(tmp_path)
+    tokenizer = TokenFlowTokenizer.from_pretrained(tmp_path)
+    codes = tokenizer.encode(torch.rand(2, 3, 32, 32) * 2 - 1)
+    assert codes.shape == (2, both.num_tokens)
+    assert tokenizer.features(codes, "last_scale").shape == (2, 64, width)
+
+
 def test_a_field_that_does_not_exist_is_named():
     with pytest.raises(ValueError, match=r"no 'codebok_size'; expected one of .*codebook_size"):
         preset("tokenflow-nano", codebok_size=64)

@@ -13,12 +13,13 @@ from tokenflow import ImageToText, TokenFlowTokenizer
 from tokenflow.language.config import LanguageConfig
 from tokenflow.tokenizer.presets import preset as tokenizer_preset
 from tokenflow.tokenizer.presets import teacher_preset
-from tokenflow.tokenizer.teachers import Teacher
+from tokenflow.tokenizer.teachers import SmallClipConfig, Teacher, build_open_clip, build_teacher, save_teacher
 from tokenflow.understanding.authors import read_authors_folder, write_authors_folder
 from tokenflow.understanding.backbone import backbone_config
 from tokenflow.understanding.batching import collate
 from tokenflow.understanding.features import image_features
 from tokenflow.understanding.model import MultimodalModel
+from tokenflow.understanding.pretrained import load_tower, save_tower
 
 QUESTIONS = ["what colour is the star?", "how many squares are there?", "Is there a white circle in it?"]
 
@@ -208,6 +209,17 @@ def test_saved_and_loaded_it_answers_the_same(model, tmp_path):
     description = json.loads((tmp_path / "other" / "config.json").read_text())
     assert description["image_tokenizer"] == str(tmp_path / "model" / "image_tokenizer")
     assert ImageToText.from_pretrained(tmp_path / "other").answer(images, QUESTIONS, max_new_tokens=8) == answers
+
+
+def test_a_folder_of_teacher_pretrain_serves_as_a_tower_and_is_kept_without_its_place(tmp_path):
+    small = build_open_clip(SmallClipConfig(vocabulary_size=100))
+    tower = load_tower(save_teacher(small, tmp_path / "trained"), features="teacher")
+    known = build_teacher(teacher_preset("nano", pretrained=str(tmp_path / "trained")))
+    images = torch.stack(pictures())
+    assert torch.equal(tower(images), known(images))
+    kept = load_tower(save_tower(tower, tmp_path / "kept"), features="teacher")
+    assert torch.equal(kept(images), known(images))
+    assert kept.config == dataclasses.replace(known.config, pretrained=None)
 
 
 def test_a_model_of_continuous_features_keeps_its_teacher(folders, tmp_path):

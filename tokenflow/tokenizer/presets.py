@@ -171,6 +171,13 @@ def nano(*, image_size: int = 32) -> TokenizerConfig:
     )
 
 
+# The shared index taken apart, for `make ablation`: one branch alone, all else as in nano, so that an image is as many
+# codes of as many bits. A code is a row of a table, so a wider one would tell the language model no more.
+_NANO_PIXEL_ONLY = dataclasses.replace(
+    nano(), branches=(dataclasses.replace(nano().branches[1], weight=1.0),), semantic_decoder=None
+)
+_NANO_SEMANTIC_ONLY = dataclasses.replace(nano(), branches=nano().branches[:1], pixel_decoder=None)
+
 _B = _tokenizer(
     image_size=224,
     scales=SCALES_224,
@@ -203,6 +210,8 @@ _SEMANTIC_ONLY = dataclasses.replace(
 PRESETS: dict[str, TokenizerConfig] = {
     "tokenflow-nano": nano(),
     "tokenflow-nano-64": nano(image_size=64),
+    "nano-pixel-only": _NANO_PIXEL_ONLY,
+    "nano-semantic-only": _NANO_SEMANTIC_ONLY,
     "tokenflow-b": _B,
     "tokenflow-b-enhanced": dataclasses.replace(
         _B, pixel_decoder=PixelDecoderConfig(convolutional=_ENHANCED_CONVOLUTIONS)
@@ -249,6 +258,7 @@ PRESET_TEACHERS: dict[str, str] = {
     name: {
         "tokenflow-nano": "nano",
         "tokenflow-nano-64": "nano-64",
+        "nano-semantic-only": "nano",
         "tokenflow-l": "vitamin-xl",
         "tokenflow-l-table11": "vitamin-xl",
         "tokenflow-xl": "siglip-so400m",

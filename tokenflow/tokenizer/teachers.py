@@ -6,6 +6,7 @@ open_clip itself reads), trained by pipelines/teacher_pretrain.py.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,6 +176,30 @@ def save_teacher(model: nn.Module, directory: str | Path) -> Path:
         write_text(hidden(CONFIG_FILE), json.dumps(description, indent=2) + "\n")
         put_in_place(directory, [WEIGHTS_FILE], last=CONFIG_FILE)
     return directory
+
+
+def is_teacher_folder(directory: str | Path) -> bool:
+    """Whether `save_teacher` wrote this folder to its end."""
+    return (Path(directory) / CONFIG_FILE).is_file()
+
+
+def teacher_tower(directory: str | Path) -> Teacher:
+    """The frozen vision tower of a folder written by `save_teacher`, its tokens projected as tokenizers learn them.
+
+    Raises:
+        FileNotFoundError: The folder holds no such teacher.
+    """
+    small = load_teacher(directory).small_clip_config
+    config = TeacherConfig(
+        kind="open_clip",
+        vision=teacher_vision_config(small),
+        pretrained=str(directory),
+        projection_width=small.embedding_width,
+    )
+    teacher = build_teacher(config)
+    # Wherever the tower is saved next, its weights are there.
+    teacher.config = dataclasses.replace(config, pretrained=None)
+    return teacher
 
 
 def load_teacher(directory: str | Path) -> nn.Module:

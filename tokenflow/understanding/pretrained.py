@@ -21,7 +21,7 @@ from tokenflow.nn.folder import (
 )
 from tokenflow.tokenizer.config import from_dict, to_dict
 from tokenflow.tokenizer.model import TokenFlowTokenizer
-from tokenflow.tokenizer.teachers import Teacher, TeacherConfig
+from tokenflow.tokenizer.teachers import Teacher, TeacherConfig, is_teacher_folder, teacher_tower
 from tokenflow.understanding.config import Features, UnderstandingConfig
 from tokenflow.understanding.features import Tower
 from tokenflow.understanding.model import MultimodalModel
@@ -79,12 +79,16 @@ def save_tower(tower: Tower, directory: Path) -> Path:
 def load_tower(source: str | Path, *, features: Features) -> Tower:
     """An image tokenizer, or for `teacher` features a teacher, from a folder or a hub repository.
 
+    A teacher's folder is one of `save_tower`, or of pipelines/teacher_pretrain.py.
+
     Raises:
         OSError: Neither, or files are missing.
         ValueError: The folder holds the other kind.
     """
     if features != "teacher":
         return TokenFlowTokenizer.from_pretrained(source)
+    if is_teacher_folder(source):
+        return teacher_tower(source)
     directory = find_folder(source)
     with unchanged(directory):
         description = read_description(directory, key="teacher")
