@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_FLAGS ?=
 
-.PHONY: help setup demo test test-slow lint format clean
+.PHONY: help setup demo ablation test test-slow lint format clean
 
 help:
 	@echo "make demo          train stages 1 to 3 on the built-in data (CPU), then open runs/demo/report.html"
 	@echo "make demo QUICK=1  the same page after about three minutes, with whatever quality it reached"
+	@echo "make ablation      what a language model should see: Tables 1, 8, 9 in small, into runs/ablation"
 	@echo "make test          the tests (slow ones left out); make test-slow runs those"
 	@echo "make lint          ruff, formatting, import arrows"
 
@@ -24,6 +25,9 @@ setup: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python -m pipelines.demo $(if $(QUICK),--quick)
+
+ablation: $(STAMP)
+	$(BIN)/python -m pipelines.ablation $(if $(QUICK),--quick) $(if $(FULL),--full)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow" $(TEST_FLAGS)
