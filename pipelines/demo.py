@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import shlex
 import subprocess
@@ -21,21 +22,36 @@ from pipelines.demo_report import missed_gates, missed_goals, write_report
 from tokenflow.config import RECIPES, load_recipe, read_json, run_command
 from tokenflow.data import SourceConfig, write_shapes
 from tokenflow.data.photographs import export_photographs
+from tokenflow.data.world_conversations import WORLD_FILES, WorldFile, write_conversations
 from tokenflow.evaluation.compositional import CompositionalResult
 from tokenflow.evaluation.evaluate import EvaluationResult
 from tokenflow.evaluation.measure import write_json
+from tokenflow.evaluation.question_answering import QuestionResult
 from tokenflow.tasks.generation_evaluation import evaluate as evaluate_generation
 from tokenflow.tasks.generation_evaluation_recipe import GenerationEvaluationRecipe
 from tokenflow.tasks.tokenizer_evaluation import EvaluationData, EvaluationRecipe, evaluate
+from tokenflow.tasks.understanding_evaluation import UnderstandingEvaluationRecipe
+from tokenflow.tasks.understanding_evaluation import evaluate as evaluate_understanding
 from tokenflow.train import EXIT_STOPPED, distributed
 
 IMAGE_SIZE = 32
 TRAINING_SCENES = 20000
 EVALUATION_SCENES = 512
-QUICK_STEPS = {"teacher": 80, "tokenizer": 500, "decoder": 60, "photographs": 80, "generation": 100}
+QUICK_STEPS = {
+    "teacher": 80,
+    "tokenizer": 500,
+    "decoder": 60,
+    "photographs": 80,
+    "generation": 100,
+    "language": 20,
+    "align": 20,
+    "sft": 40,
+}
 PHOTOGRAPH_STEPS = 300
+CONVERSATIONS: dict[WorldFile, int] = {"text": 6, "captions": 1, "questions": 3}
+"""Files, and how many questions a conversation has at most."""
 # Two processes of one thread compute more than one process of two threads on matrices this small.
-GENERATION_PROCESSES = min(2, os.cpu_count() or 1)
+PROCESSES = min(2, os.cpu_count() or 1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,6 +115,7 @@ class Demo:
             ],
         )
         self._generation()
+        self._understanding()
         with self._timed("evaluation"):
             distributed.initialize()
             results = {
@@ -109,7 +126,9 @@ class Demo:
             }
         with self._timed("generation"):
             painted = evaluate_generation(self._painting())
-        return self._finish(results, painted)
+        with self._timed("understanding"):
+            answered = evaluate_understanding(self._questions())
+        return self._finish(results, painted, answered)
 
     def _draw_world(self) -> None:
         sets = (
@@ -119,6 +138,9 @@ class Demo:
         )
         for folder, count, seed, split in sets:
             write_shapes(self.data / folder, num_samples=count, image_size=IMAGE_SIZE, seed=seed, split=split)
+        for kind, turns in CONVERSATIONS.items():
+            options = {"num_scenes": TRAINING_SCENES, "seed": 0, "files": (kind,), "turns": turns}
+            write_conversations(self.data / "conversations", **options)
         for folder, split in (("photographs", "train"), ("photographs-heldout", "heldout")):
             export_photographs(self.data / folder, split=split, image_size=128)
 
@@ -132,7 +154,24 @@ class Demo:
         encode = ["tools/encode_shards.py", "--data", source, "--tokenizer", tokenizer, "--out", codes]
         self._process("generation", encode)
         options = ["--data", codes, *self._evaluation_on("seen"), "--tokenizer", tokenizer]
-        self._stage("generation", "gen_pretrain", options, processes=GENERATION_PROCESSES)
+        self._stage("generation", "gen_pretrain", options, processes=PROCESSES)
+
+    def _understanding(self) -> None:
+        """A language model from text alone, then its alignment with the tokenizer, then questions and answers."""
+        files = {kind: str(self.data / "conversations" / WORLD_FILES[kind]) for kind in CONVERSATIONS}
+        sees = ["--data.images", str(self.data / "train"), "--tokenizer", str(self.runs / "decoder" / "model")]
+        self._stage("language", "lm_pretrain", ["--data", files["text"]], processes=PROCESSES)
+        begin = ["--language", str(self.runs / "language" / "model")]
+        self._stage("align", "mllm_align", ["--data", files["captions"], *sees, *begin], processes=PROCESSES)
+        begin = ["--continue_from", str(self.runs / "align" / "model")]
+        mixture = [{"path": files["questions"], "weight": 0.7}, {"path": files["captions"], "weight": 0.3}]
+        data = ["--data.sources", json.dumps(mixture)]
+        self._stage("sft", "mllm_sft", [*data, *sees, *begin], processes=PROCESSES)
+
+    def _questions(self) -> UnderstandingEvaluationRecipe:
+        recipe = load_recipe(UnderstandingEvaluationRecipe, RECIPES / "mllm_eval" / "nano.yaml")
+        asked = dataclasses.replace(recipe.questions, questions_per_kind=12) if self.quick else recipe.questions
+        return dataclasses.replace(recipe, model=str(self.runs / "sft" / "model"), questions=asked)
 
     def _painting(self) -> GenerationEvaluationRecipe:
         recipe = load_recipe(GenerationEvaluationRecipe, RECIPES / "gen_eval" / "nano.yaml")
@@ -168,7 +207,9 @@ class Demo:
         result.save(self.runs / "evaluation" / "-".join([run, *folders]))
         return result
 
-    def _finish(self, results: dict[str, EvaluationResult], painted: CompositionalResult) -> int:
+    def _finish(
+        self, results: dict[str, EvaluationResult], painted: CompositionalResult, answered: QuestionResult
+    ) -> int:
         minutes = sum(self.seconds.values()) / 60
         metrics = {
             f"{prefix}.{name}": value
@@ -179,11 +220,17 @@ class Demo:
         for name in ("psnr", "lpips", "high_frequency_error"):
             metrics[f"decoder.{name}_base"] = results["tokenizer"].metrics[name]
         metrics |= {f"generation.{name}": value for name, value in painted.metrics.items() if "/" not in name}
+        metrics |= {f"understanding.{name}": value for name, value in answered.metrics.items() if "/" not in name}
         metrics |= {f"minutes.{name}": seconds / 60 for name, seconds in self.seconds.items()}
         metrics |= {"minutes": minutes, "quick": self.quick}
         write_json(self.output / "metrics.json", metrics)
         page = write_report(
-            self.output / "report.html", runs=self.runs, results=results, painted=painted, metrics=metrics
+            self.output / "report.html",
+            runs=self.runs,
+            results=results,
+            painted=painted,
+            answered=answered,
+            metrics=metrics,
         )
         print(f"\n{minutes:.1f} minutes in all. Open {page}; the numbers are in {self.output / 'metrics.json'}")
         goals = missed_goals(metrics)

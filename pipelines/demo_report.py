@@ -9,8 +9,10 @@ from typing import Any
 from tokenflow.evaluation.compositional import CompositionalResult
 from tokenflow.evaluation.evaluate import EvaluationResult
 from tokenflow.evaluation.generation_section import generation_section
+from tokenflow.evaluation.question_answering import QuestionResult
 from tokenflow.evaluation.report import Number, Report, read_metrics
 from tokenflow.evaluation.sections import decoder_section, tokenizer_section
+from tokenflow.evaluation.understanding_section import understanding_section
 
 GATES: dict[str, float] = {
     "tokenizer.psnr": 26.0,
@@ -59,6 +61,7 @@ def write_report(
     runs: Path,
     results: Mapping[str, EvaluationResult],
     painted: CompositionalResult,
+    answered: QuestionResult,
     metrics: Mapping[str, Any],
 ) -> Path:
     """Write the page from evaluations and from each stage's metrics.jsonl; returns its path."""
@@ -93,6 +96,18 @@ def write_report(
             "nothing else. Held-out prompts name colour-shape pairs that no training picture showed."
         ),
         targets=_targets("generation"),
+    )
+    understanding_section(
+        report,
+        answered,
+        {stage: read_metrics(runs / stage / "metrics.jsonl") for stage in ("language", "align", "sft")},
+        title="Stages 4 and 5: seeing",
+        intro=(
+            "A small language model, which has only read about this world, is given the same codes as features: first "
+            "the projector learns what they mean from descriptions (align), then everything learns to answer questions "
+            "(sft). Held-out questions are about colour-shape pairs that no training picture showed."
+        ),
+        targets=_targets("understanding"),
     )
     _teacher(report, runs)
     _photographs(report, runs, results["photographs"])
@@ -155,6 +170,7 @@ def _further(report: Report, runs: Path, metrics: Mapping[str, Any]) -> None:
         f"mlflow ui --backend-store-uri sqlite:///{runs}/mlflow.db\n"
         f"tokenflow reconstruct YOUR.png --tokenizer {runs}/decoder/model\n"
         f'tokenflow generate "a red circle left of a blue square" --model {runs}/generation/model\n'
+        f'tokenflow chat YOUR.png "what is in the picture?" --model {runs}/sft/model\n'
         "tokenflow doctor"
     )
     rows = [[name.removeprefix("minutes."), value] for name, value in metrics.items() if name.startswith("minutes.")]

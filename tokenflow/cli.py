@@ -43,6 +43,15 @@ COMMANDS: tuple[Command, ...] = (
         ),
     ),
     Command(
+        name="chat",
+        summary="answers about pictures by a multimodal model",
+        module="tokenflow.commands.chat",
+        examples=(
+            'tokenflow chat photo.jpg "what colour is the star?" --model runs/demo/sft/model',
+            "tokenflow chat photo.jpg --model DIR    # reads questions from the terminal",
+        ),
+    ),
+    Command(
         name="import-checkpoint",
         summary="a checkpoint of the authors' as a folder that TokenFlowTokenizer.from_pretrained reads",
         module="tokenflow.commands.import_checkpoint",

@@ -36,6 +36,8 @@ def test_the_quick_demo_makes_one_self_contained_page_and_the_numbers(tmp_path):
     assert metrics["decoder.psnr"] > metrics["decoder.psnr_base"]
     for name in ("seen", "heldout", "single_step", "multi_step"):
         assert 0 <= metrics[f"generation.{name}"] <= 1
+    for name in ("overall", "heldout"):
+        assert 0 <= metrics[f"understanding.{name}"] <= 1
     page = Page()
     page.feed((tmp_path / "demo" / "report.html").read_text())
     assert page.pictures >= 24

@@ -32,6 +32,8 @@ class ConversationConfig:
 
     sources: tuple[ConversationSourceConfig, ...]
     """What to read."""
+    images: str | None = None
+    """Where pictures of sources lie that do not say it themselves; as a source's own `images`."""
     grouping: Literal["none", "modality", "modality_and_length"] = "none"
     """Which conversations share a global batch: any; those with pictures, or those without; those of like length, too.
     """

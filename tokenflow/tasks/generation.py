@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +35,7 @@ from tokenflow.tasks.generation_prompts import (
 )
 from tokenflow.tasks.generation_recipe import GenerationRecipe
 from tokenflow.tasks.generation_weights import generator_config, initial_weights
-from tokenflow.tasks.stage import engine_options
+from tokenflow.tasks.stage import engine_options, whole_module
 from tokenflow.tokenizer.model import TokenFlowTokenizer
 from tokenflow.train import (
     Engine,
@@ -47,7 +46,6 @@ from tokenflow.train import (
     decay_matrices_only,
     distributed,
 )
-from tokenflow.train.weights import gathered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -158,22 +156,6 @@ def evaluation_batches(recipe: GenerationRecipe) -> EvaluationBatches:
     )
 
 
-@contextmanager
-def whole_generator(engine: Engine, config: GeneratorConfig) -> Iterator[Generator]:
-    """The engine's generator for sampling, whole on every rank and without ZeRO-3's hooks; nothing is copied.
-
-    Sampling calls parts of the model many times; gathered once, it needs no lockstep. Every rank must enter together.
-    """
-    with ExitStack() as stack:
-        for parameter in engine.module.parameters():
-            stack.enter_context(gathered(parameter))
-        with torch.device("meta"):
-            generator = Generator(config)
-        weights = {name: value.detach() for name, value in engine.module.named_parameters()}
-        generator.load_state_dict(weights, assign=True)
-        yield generator.to(engine.device).eval()
-
-
 class GenerationTask:
     """What a micro-batch does in stage 3, and how the generator is looked at."""
 
@@ -264,7 +246,7 @@ class GenerationTask:
         prompts: list[Any] = list(samples.prompts)
         if self.parts.text_tokenizer is None:
             prompts = [int(prompt) for prompt in prompts]
-        with whole_generator(engine, self.parts.config) as generator:
+        with whole_module(engine, lambda: Generator(self.parts.config)) as generator:
             if not distributed.is_main_process():
                 return {}
             with engine.autocast():

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 import re
-import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,9 +17,8 @@ from tokenflow.data.hashing import mix
 from tokenflow.generation.config import GeneratorConfig
 from tokenflow.generation.text_field import TextField, TextTokens, class_tokens
 from tokenflow.language.text_tokenizer import load_text_tokenizer, train_sentencepiece
-from tokenflow.nn.composed_folder import TEXT_FOLDER
 from tokenflow.tasks.generation_recipe import TRAIN, GenerationRecipe
-from tokenflow.train import distributed
+from tokenflow.tasks.text_tokenizers import kept_text_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -144,29 +142,7 @@ def build_text_tokenizer(recipe: GenerationRecipe, launch: Launch) -> PreTrained
     source = recipe.text_tokenizer or recipe.language or TRAIN
     if source != TRAIN:
         return load_text_tokenizer(source)
-    folder = launch.output / TEXT_FOLDER
-    if distributed.is_main_process():
-        earlier = _earlier_tokenizer(launch)
-        if earlier is None:
-            _replace(folder, lambda path: _train(recipe, path))
-        elif earlier != folder:
-            _replace(folder, lambda path: shutil.copytree(earlier, path))
-    distributed.barrier()
-    return load_text_tokenizer(folder)
-
-
-def _earlier_tokenizer(launch: Launch) -> Path | None:
-    """The trained tokenizer that the weights of this run have learned with, if there are such weights."""
-    if launch.init_from is not None:
-        candidates = [Path(launch.init_from) / TEXT_FOLDER, Path(launch.init_from).parent / TEXT_FOLDER]
-    elif launch.resume == "auto":
-        # Without a checkpoint nothing has been learned, and the data may have changed since a start that failed.
-        candidates = [launch.output / TEXT_FOLDER] if any((launch.output / "checkpoints").glob("*")) else []
-    elif launch.resume == "none":
-        candidates = []
-    else:
-        candidates = [parent / TEXT_FOLDER for parent in Path(launch.resume).resolve().parents[:2]]
-    return next((folder for folder in candidates if folder.is_dir()), None)
+    return kept_text_tokenizer(launch, partial(_train, recipe))
 
 
 def _train(recipe: GenerationRecipe, folder: Path) -> None:
@@ -184,13 +160,3 @@ def _train(recipe: GenerationRecipe, folder: Path) -> None:
             limit,
             recipe.text_vocabulary,
         )
-
-
-def _replace(folder: Path, make: Any) -> None:
-    """Make a folder under another name first, so that a killed process leaves no half of one."""
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)
-    make(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)

@@ -32,6 +32,18 @@ class MultimodalOutput(NamedTuple):
     """Learned tokens of the batch."""
 
 
+def learned_loss(head: LanguageHead, hidden: Float[Tensor, "B L W"], batch: MultimodalBatch) -> MultimodalOutput:
+    """Mean cross-entropy of a batch's learned tokens; logits are made of these alone, a chunk at a time."""
+    found = head(hidden.flatten(0, 1)[batch.predict_at], batch.targets)
+    count = len(batch.targets)
+    scale = 1 / max(1, count)
+    return MultimodalOutput(
+        found.losses.sum() * scale,
+        found.correct.float().sum() * scale,
+        torch.tensor(count, device=hidden.device),
+    )
+
+
 class MultimodalModel(nn.Module):
     """A causal transformer, its head, and the projector of image features. The image tokenizer lies outside.
 
@@ -63,15 +75,7 @@ class MultimodalModel(nn.Module):
         Raises:
             ValueError: Features of another number of images, or of another shape.
         """
-        hidden = self.hidden(batch, features)
-        found = self.head(hidden.flatten(0, 1)[batch.predict_at], batch.targets)
-        count = len(batch.targets)
-        scale = 1 / max(1, count)
-        return MultimodalOutput(
-            found.losses.sum() * scale,
-            found.correct.float().sum() * scale,
-            torch.tensor(count, device=hidden.device),
-        )
+        return learned_loss(self.head, self.hidden(batch, features), batch)
 
     def hidden(self, batch: MultimodalBatch, features: Float[Tensor, "I N C"] | None = None) -> Float[Tensor, "B L W"]:
         """Hidden states of every position; `head` makes logits of them."""
