@@ -11,9 +11,11 @@ from tokenflow.config import RECIPES, Launch, load_recipe, parse, to_dict
 from tokenflow.tasks import decoder_plan, generation_plan
 from tokenflow.tasks.decoder_recipe import DecoderRecipe
 from tokenflow.tasks.generation_recipe import GenerationRecipe
+from tokenflow.tasks.language import LanguageRecipe
 from tokenflow.tasks.teacher import TeacherRecipe
 from tokenflow.tasks.tokenizer_plan import plan
 from tokenflow.tasks.tokenizer_recipe import TokenizerRecipe
+from tokenflow.tasks.understanding_recipe import UnderstandingRecipe
 from tokenflow.train import merge_deepspeed_config, zero_stage
 
 LAUNCH = Launch(output=Path("run"), ds_config=None, resume="auto", init_from=None, dry_run=True)
@@ -23,9 +25,12 @@ CLASSES = {
     "tokenizer_pretrain": TokenizerRecipe,
     "decoder_finetune": DecoderRecipe,
     "gen_pretrain": GenerationRecipe,
+    "lm_pretrain": LanguageRecipe,
+    "mllm_align": UnderstandingRecipe,
+    "mllm_sft": UnderstandingRecipe,
 }
 # Evaluations train nothing and meet no DeepSpeed JSON: test_evaluation_recipes.py.
-EVALUATIONS = ("tokenizer_eval", "gen_eval")
+EVALUATIONS = ("tokenizer_eval", "gen_eval", "mllm_eval")
 SHIPPED = sorted(path for path in RECIPES.glob("*/*.yaml") if path.parent.name not in EVALUATIONS)
 PAPER = {"tokenflow-b": 1_000_000, "tokenflow-l": 500_000, "tokenflow-xl": 500_000}
 GENERATORS = {"llama2-7b": "7,027,204,096", "tinyllama-1.1b": "1,240,247,040", "imagenet-class": "238,928,896"}
