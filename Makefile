@@ -8,7 +8,7 @@ TEST_FLAGS ?=
 .PHONY: help setup demo ablation test test-slow lint format clean
 
 help:
-	@echo "make demo          train stages 1 to 3 on the built-in data (CPU), then open runs/demo/report.html"
+	@echo "make demo          train every stage on the built-in data (CPU), then open runs/demo/report.html"
 	@echo "make demo QUICK=1  the same page after about three minutes, with whatever quality it reached"
 	@echo "make ablation      what a language model should see: Tables 1, 8, 9 in small, into runs/ablation"
 	@echo "make test          the tests (slow ones left out); make test-slow runs those"

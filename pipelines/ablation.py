@@ -20,9 +20,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from pipelines.demo import EVALUATION_SCENES, IMAGE_SIZE, PROCESSES, TRAINING_SCENES, mixture
 from tokenflow.config import read_json, run_command
 from tokenflow.data import write_shapes
-from tokenflow.data.world_conversations import write_conversations
+from tokenflow.data.world_conversations import write_lessons
 from tokenflow.evaluation.ablation_table import (
     VARIANTS,
     Variant,
@@ -40,14 +41,9 @@ from tokenflow.tasks.understanding_evaluation import UnderstandingEvaluationReci
 from tokenflow.tokenizer.teachers import is_teacher_folder
 from tokenflow.train import EXIT_STOPPED, distributed
 
-IMAGE_SIZE = 32
-TRAINING_SCENES = 20000
 QUICK_SCENES = 256
-EVALUATION_SCENES = 512
 QUICK_STEPS = 4
 SEEDS = (0, 1, 2)
-# Processes of one thread each: on matrices this small two of them finish more than one process of two threads.
-PROCESSES = min(2, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +133,7 @@ class Ablation:
             self.data / "seen", num_samples=min(self.scenes, EVALUATION_SCENES), image_size=IMAGE_SIZE, seed=1,
             split="seen",
         )  # fmt: skip
-        write_conversations(self.texts, num_scenes=self.scenes, seed=0)
+        self.lessons = write_lessons(self.texts, num_scenes=self.scenes, seed=0)
 
     def _tokenizers(self) -> None:
         """The demo's tokenizer, if it is not there yet, and those of one codebook; the same data and steps."""
@@ -153,7 +149,7 @@ class Ablation:
             self._stage("tokenizer_pretrain", recipe, self.towers[name].parent, options)
 
     def _language(self) -> None:
-        self._stage("lm_pretrain", "nano", self.runs / "language", ["--data", str(self.texts / "corpus.txt")])
+        self._stage("lm_pretrain", "nano", self.runs / "language", mixture(self.lessons, text=0.8, rare_text=0.2))
 
     def _see(self, variant: Variant, seed: int) -> None:
         """Alignment and tuning of one variant with one seed."""
@@ -162,10 +158,11 @@ class Ablation:
         common += ["--data.images", str(self.data / "train"), "--train.seed", str(seed), "--tracking.mlflow", "false"]
         if self._complete(folder / "tuning"):
             return
-        language = ["--language", str(self.runs / "language" / "model"), "--data", str(self.texts / "captions.jsonl")]
+        language = ["--language", str(self.runs / "language" / "model"), "--data", str(self.lessons["captions"])]
         self._stage("mllm_align", "nano", folder / "alignment", [*common, *language])
-        start = ["--continue_from", str(folder / "alignment" / "model"), "--data", str(self.texts / "questions.jsonl")]
-        self._stage("mllm_sft", "nano", folder / "tuning", [*common, *start])
+        start = ["--continue_from", str(folder / "alignment" / "model")]
+        data = mixture(self.lessons, questions=0.7, captions=0.3)
+        self._stage("mllm_sft", "nano", folder / "tuning", [*common, *start, *data])
 
     def _ask(self, variant: Variant, seed: int) -> dict[str, Any]:
         folder = self._folder(variant, seed)

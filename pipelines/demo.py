@@ -14,7 +14,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from pipelines.demo_report import missed_gates, missed_goals, write_report
 from tokenflow.config import RECIPES, load_recipe, read_json, run_command
 from tokenflow.data import SourceConfig, write_shapes
 from tokenflow.data.photographs import export_photographs
-from tokenflow.data.world_conversations import WORLD_FILES, WorldFile, write_conversations
+from tokenflow.data.world_conversations import write_lessons
 from tokenflow.evaluation.compositional import CompositionalResult
 from tokenflow.evaluation.evaluate import EvaluationResult
 from tokenflow.evaluation.measure import write_json
@@ -48,8 +48,6 @@ QUICK_STEPS = {
     "sft": 40,
 }
 PHOTOGRAPH_STEPS = 300
-CONVERSATIONS: dict[WorldFile, int] = {"text": 6, "captions": 1, "questions": 3}
-"""Files, and how many questions a conversation has at most."""
 # Two processes of one thread compute more than one process of two threads on matrices this small.
 PROCESSES = min(2, os.cpu_count() or 1)
 
@@ -138,9 +136,7 @@ class Demo:
         )
         for folder, count, seed, split in sets:
             write_shapes(self.data / folder, num_samples=count, image_size=IMAGE_SIZE, seed=seed, split=split)
-        for kind, turns in CONVERSATIONS.items():
-            options = {"num_scenes": TRAINING_SCENES, "seed": 0, "files": (kind,), "turns": turns}
-            write_conversations(self.data / "conversations", **options)
+        self.lessons = write_lessons(self.data / "conversations", num_scenes=TRAINING_SCENES, seed=0)
         for folder, split in (("photographs", "train"), ("photographs-heldout", "heldout")):
             export_photographs(self.data / folder, split=split, image_size=128)
 
@@ -158,14 +154,14 @@ class Demo:
 
     def _understanding(self) -> None:
         """A language model from text alone, then its alignment with the tokenizer, then questions and answers."""
-        files = {kind: str(self.data / "conversations" / WORLD_FILES[kind]) for kind in CONVERSATIONS}
         sees = ["--data.images", str(self.data / "train"), "--tokenizer", str(self.runs / "decoder" / "model")]
-        self._stage("language", "lm_pretrain", ["--data", files["text"]], processes=PROCESSES)
+        self._stage("language", "lm_pretrain", mixture(self.lessons, text=0.8, rare_text=0.2), processes=PROCESSES)
         begin = ["--language", str(self.runs / "language" / "model")]
-        self._stage("align", "mllm_align", ["--data", files["captions"], *sees, *begin], processes=PROCESSES)
+        self._stage(
+            "align", "mllm_align", ["--data", str(self.lessons["captions"]), *sees, *begin], processes=PROCESSES
+        )
         begin = ["--continue_from", str(self.runs / "align" / "model")]
-        mixture = [{"path": files["questions"], "weight": 0.7}, {"path": files["captions"], "weight": 0.3}]
-        data = ["--data.sources", json.dumps(mixture)]
+        data = mixture(self.lessons, questions=0.7, captions=0.3)
         self._stage("sft", "mllm_sft", [*data, *sees, *begin], processes=PROCESSES)
 
     def _questions(self) -> UnderstandingEvaluationRecipe:
@@ -253,6 +249,12 @@ class Demo:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
             write_json(self.timing_path, self.seconds)
+
+
+def mixture(files: Mapping[str, Path], **weights: float) -> list[str]:
+    """The option that reads some of these files, each with its weight."""
+    sources = [{"path": str(files[name]), "weight": weight} for name, weight in weights.items()]
+    return ["--data.sources", json.dumps(sources)]
 
 
 def _wait(process: subprocess.Popen) -> int:

@@ -5,7 +5,7 @@ import pytest
 from tokenflow.data.conversation_files import ConversationFile
 from tokenflow.data.questions import questions
 from tokenflow.data.shapes import HELD_OUT_PAIRS, SceneSampler
-from tokenflow.data.world_conversations import WORLD_FILES, description, write_conversations
+from tokenflow.data.world_conversations import DESCRIBE, WORLD_FILES, description, write_conversations
 
 
 def contents(folder):
@@ -36,6 +36,8 @@ def test_answers_are_those_of_the_scene_and_turns_are_few(tmp_path, kind):
     for index, found in enumerate(read(path)):
         scene = SceneSampler(0, "train")[index]
         known = {(item.question, item.answer) for item in questions(scene)}
+        retold = {description(scene, variant=variant) for variant in range(8)}
+        known |= {(question, told) for question in DESCRIBE for told in retold if kind == "text"}
         texts = [text for _, text in found.turns]
         asked = [texts[0].rpartition("\n")[2] if kind == "questions" else texts[0].rpartition(". ")[2], *texts[2::2]]
         assert len(asked) <= 4 and set(zip(asked, texts[1::2], strict=True)) <= known

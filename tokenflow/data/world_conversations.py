@@ -28,8 +28,9 @@ WORLD_FILES: dict[WorldFile, str] = {
 }
 """Pictures with descriptions; pictures with questions; descriptions with questions; the last as plain lines."""
 MANIFEST = "conversations.json"
-_VERSION = 1
-_DESCRIBE = ("describe the picture.", "what is in the picture?", "what do you see?")
+_VERSION = 2
+DESCRIBE = ("describe the picture.", "what is in the picture?", "what do you see?")
+"""Asks for a description."""
 _NUMBERS = ("", "a", "two", "three")
 
 
@@ -93,6 +94,34 @@ def write_conversations(
     return {kind: directory / WORLD_FILES[kind] for kind in files}
 
 
+def write_lessons(directory: str | Path, *, num_scenes: int, seed: int) -> dict[str, Path]:
+    """What a small model of this world is taught, in order: to talk, to look, to answer.
+
+    Args:
+        directory: Where the files go; made if need be.
+        num_scenes: Scenes of training that each file is about.
+        seed: Of the scenes: that of the shards whose pictures are to be used.
+
+    Returns:
+        `text` and `rare_text`, conversations without pictures, the second about the pairs that no training picture
+        shows (people have read of more than they have seen); `captions`; `questions`, few a conversation, since later
+        ones can be answered from earlier ones.
+    """
+    found: dict[str, Path] = {}
+    turns: dict[WorldFile, int] = {"text": 6, "captions": 1, "questions": 3}
+    for kind, most in turns.items():
+        found |= write_conversations(directory, num_scenes=num_scenes, seed=seed, files=(kind,), turns=most)
+    rare = write_conversations(
+        Path(directory) / "rare",
+        num_scenes=max(1, num_scenes // 4),
+        seed=seed,
+        split="heldout",
+        files=("text",),
+        turns=turns["text"],
+    )
+    return {**found, "rare_text": rare["text"]}
+
+
 def _manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST
     return json.loads(path.read_text()) if path.is_file() else {}
@@ -122,10 +151,13 @@ def _lines(kind: WorldFile, *, num_scenes: int, seed: int, split: Split, turns: 
         key = scene_key(split, index)
         record: dict[str, Any] = {"id": f"{kind}-{key}"}
         if kind == "text":
+            # telling again in other words is what alignment asks of the language model
+            retold = (rng.choice(DESCRIBE), description(scene, variant=rng.randrange(8)))
+            pairs = [retold, *pairs[: turns - 1]] if rng.random() < 0.5 else pairs
             record["conversations"] = _turns(pairs, opening=f"{told}. ")
         else:
             record["image"] = f"{key}.png"
-            pairs = [(rng.choice(_DESCRIBE), told)] if kind == "captions" else pairs
+            pairs = [(rng.choice(DESCRIBE), told)] if kind == "captions" else pairs
             record["conversations"] = _turns(pairs, opening=f"{IMAGE_MARK}\n")
         yield json.dumps(record, separators=(",", ":"))
 
