@@ -2,7 +2,7 @@
 
     python -m pipelines.mllm_eval --recipe nano --model runs/demo/sft/model
 
-Public benchmarks: `lmms_eval --model tokenflow --model_args pretrained=DIR --tasks pope,gqa` (docs/architecture.md).
+Public benchmarks: `python -m lmms_eval --model tokenflow --model_args pretrained=DIR --tasks pope,gqa`, with `.[lmms]`.
 """
 
 from __future__ import annotations
