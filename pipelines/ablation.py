@@ -161,7 +161,7 @@ class Ablation:
         language = ["--language", str(self.runs / "language" / "model"), "--data", str(self.lessons["captions"])]
         self._stage("mllm_align", "nano", folder / "alignment", [*common, *language])
         start = ["--continue_from", str(folder / "alignment" / "model")]
-        data = mixture(self.lessons, questions=0.7, captions=0.3)
+        data = mixture(self.lessons, questions=0.6, captions=0.25, rare_text=0.15)
         self._stage("mllm_sft", "nano", folder / "tuning", [*common, *start, *data])
 
     def _ask(self, variant: Variant, seed: int) -> dict[str, Any]:
