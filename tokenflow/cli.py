@@ -103,7 +103,8 @@ def main(argv: Sequence[str] | None = None, *, commands: Sequence[Command] = COM
         allow_abbrev=False,
     )
     module.add_arguments(parser)
-    parsed = parser.parse_args(arguments[1:])
+    # Intermixed, so that what is not an option may stand before and after options.
+    parsed = parser.parse_intermixed_args(arguments[1:])
     try:
         return int(module.run(parsed) or 0)
     except (ValueError, OSError) as error:

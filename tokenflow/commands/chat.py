@@ -1,12 +1,16 @@
 """`tokenflow chat`: questions about pictures."""
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from PIL import Image
+
 from tokenflow import ImageToText
 from tokenflow.commands.reconstruct import choose_device
+from tokenflow.understanding.answering import Decoding
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="what mllm_sft exports, or a hub id")
     parser.add_argument("--tokenizer", metavar="DIR", help="another image tokenizer, for example with another decoder")
     parser.add_argument(
-        "--image", action="append", default=[], dest="more", metavar="FILE", help="a further picture; may repeat"
+        "--image",
+        action="append",
+        default=[],
+        dest="more",
+        metavar="FILE",
+        help="a further picture of the first question; may repeat",
     )
     parser.add_argument("--system", metavar="TEXT", help="a system message in place of the model's")
     parser.add_argument(
@@ -34,34 +43,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Answer, in pieces as they are made; the pictures belong to the first question."""
-    pictures = [Path(path) for path in (arguments.image, *arguments.more)]
-    check(pictures)
-    device = choose_device(arguments.device)
-    model = ImageToText.from_pretrained(arguments.model, tokenizer=arguments.tokenizer).to(device)
-    chat = model.chat(
-        system=arguments.system,
+    pictures = [arguments.image, *arguments.more]
+    check(pictures, arguments.questions)
+    decoding = Decoding(
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,
         top_p=arguments.top_p,
         seed=arguments.seed,
     )
-    asked = iter(arguments.questions) if arguments.questions else typed()
-    for number, question in enumerate(asked):
-        if number or len(arguments.questions) > 1:
-            print(f"> {question}" if arguments.questions else "", end="\n" if arguments.questions else "", flush=True)
+    device = choose_device(arguments.device)
+    model = ImageToText.from_pretrained(arguments.model, tokenizer=arguments.tokenizer).to(device)
+    chat = model.chat(system=arguments.system, **vars(decoding))
+    for number, question in enumerate(arguments.questions or typed()):
+        if len(arguments.questions) > 1:
+            print(f"> {question}", flush=True)
         for piece in chat.ask(question, () if number else pictures):
             print(piece, end="", flush=True)
         print(flush=True)
     return 0
 
 
-def check(pictures: list[Path]) -> None:
-    """ValueError or OSError for what is no file here, before anything is loaded."""
-    for path in pictures:
-        if str(path).lower().startswith(("http:", "https:")):
-            raise ValueError(f"{path} is an address, and nothing is fetched from the net. Save it and pass the file.")
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; expected a picture")
+def check(pictures: list[str], questions: list[str]) -> None:
+    """ValueError or OSError for what is no picture or no question, before anything is loaded."""
+    for picture in pictures:
+        if re.match("[a-z][a-z0-9+.-]*://", picture, re.IGNORECASE):
+            raise ValueError(f"{picture} is an address; expected a file. Download it first.")
+        if not Path(picture).is_file():
+            raise FileNotFoundError(f"{picture}: no such file; expected a picture")
+        try:
+            with Image.open(picture) as opened:
+                opened.verify()
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{picture} is no picture ({error}); expected a JPEG, PNG or the like") from error
+    for number, question in enumerate(questions, start=1):
+        if not question.strip():
+            raise ValueError(f"question {number} is empty; expected a text, or none to read from the terminal")
 
 
 def typed() -> Iterator[str]:
