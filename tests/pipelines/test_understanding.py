@@ -140,6 +140,21 @@ def test_two_processes_reach_the_curve_of_one(tune_options, tuned, tmp_path, sta
         torch.testing.assert_close(value, expected[name], rtol=0, atol=2e-3)
 
 
+def test_low_rank_adapters_learn_alike_on_two_processes_and_are_merged_on_export(tune_options, aligned, tmp_path):
+    adapters = ("--trains", "lora", "--lora.rank", 4, "--lora.alpha", 8, "--lora.dropout", 0)
+    run(*tune_options(tmp_path / "one"), *adapters, module=TUNE)
+    sharded = ("--ds_config", CONFIGS / "zero3.json")
+    run(*tune_options(tmp_path / "two"), *adapters, *sharded, world_size=2, module=TUNE)
+    assert_same_curve(tmp_path / "two", tmp_path / "one")
+    before, one, two = weights(aligned), weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert one.keys() == two.keys() == before.keys()
+    still = {name for name in one if torch.equal(before[name], one[name])}
+    assert {"head.weight", "language.embed_tokens.weight"} <= still
+    assert not [name for name in still if "proj" in name]
+    for name, value in two.items():
+        torch.testing.assert_close(value, one[name], rtol=0, atol=2e-3)
+
+
 def test_packed_rows_reach_the_curve_of_padded_ones(tune_options, tuned, tmp_path):
     run(*tune_options(tmp_path / "packed"), "--packing", "rows", module=TUNE)
     assert_same_curve(tmp_path / "packed", tuned)

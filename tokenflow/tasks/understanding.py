@@ -46,6 +46,7 @@ from tokenflow.understanding.config import UnderstandingConfig
 from tokenflow.understanding.conversation_tokens import ConversationTokenizer, check_supervision, report
 from tokenflow.understanding.features import image_features
 from tokenflow.understanding.image_to_text import ImageToText
+from tokenflow.understanding.lora import adapted_weights, add_lora, merge_lora
 from tokenflow.understanding.model import MultimodalModel
 from tokenflow.understanding.pretrained import load_tower
 
@@ -97,6 +98,8 @@ class UnderstandingParts:
         if self.recipe.trains == "projector":
             model.language.requires_grad_(False)
             model.head.requires_grad_(False)
+        if self.recipe.trains == "lora":
+            add_lora(model, self.recipe.lora)
         return model
 
     def loader(self) -> Any:
@@ -117,6 +120,9 @@ class UnderstandingParts:
 
 def build_engines(recipe: UnderstandingRecipe, launch: Launch, *, parts: UnderstandingParts) -> Engines:
     """The model's engine. Every rank calls it."""
+    weights: Any = launch.init_from or parts.weights()
+    if recipe.trains == "lora" and launch.init_from is None:
+        weights = adapted_weights(weights, parts.config, recipe.lora, seed=recipe.train.seed)
     engine = Engine(
         parts.build,
         name=ENGINE,
@@ -124,7 +130,7 @@ def build_engines(recipe: UnderstandingRecipe, launch: Launch, *, parts: Underst
         **engine_options(recipe, launch),
         parameter_groups=partial(decay_matrices_only, weight_decay=recipe.optimizer.weight_decay),
         ema_decay=recipe.train.ema_decay,
-        weights=launch.init_from or parts.weights(),
+        weights=weights,
         construction=recipe.construction,
     )
     return {ENGINE: engine}
@@ -146,10 +152,12 @@ def show_supervision(parts: UnderstandingParts) -> None:
 
 
 def export(recipe: UnderstandingRecipe, engines: Engines, directory: Path, *, parts: UnderstandingParts) -> None:
-    """Write an ImageToText folder, with averaged weights if there are any. Every rank calls it."""
+    """Write an ImageToText folder, with averaged weights if there are any, adapters merged. Every rank calls it."""
     weights = engines[ENGINE].gathered_average()
     if not distributed.is_main_process():
         return
+    if recipe.trains == "lora":
+        weights = merge_lora(weights, recipe.lora)
     with torch.device("meta"):
         model = MultimodalModel(parts.config)
     model.load_state_dict(weights, assign=True)

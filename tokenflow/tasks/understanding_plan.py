@@ -40,7 +40,7 @@ def plan(recipe: UnderstandingRecipe, launch: Launch) -> Iterator[str]:
         model = MultimodalModel(config)
         tower = Teacher(tower_config) if isinstance(tower_config, TeacherConfig) else TokenFlowTokenizer(tower_config)
     projector, whole = count_parameters(model.projector), count_parameters(model)
-    trained = projector if recipe.trains == "projector" else whole
+    trained = {"projector": projector, "everything": whole}.get(recipe.trains)
     begin = recipe.continue_from or recipe.language
     yield f"# {recipe.model.preset} on {source}, starting from {begin}; {recipe.trains} learns"
     yield ""
@@ -52,8 +52,11 @@ def plan(recipe: UnderstandingRecipe, launch: Launch) -> Iterator[str]:
     yield f"template {config.template}"
     yield epochs(recipe)
     yield ""
-    frozen = count_parameters(tower) + whole - trained
-    yield from memory_lines(recipe.train, launch, trained=trained, adversary=0, frozen=frozen)
+    if trained is None:
+        yield "memory is not estimated for low-rank adapters"
+    else:
+        frozen = count_parameters(tower) + whole - trained
+        yield from memory_lines(recipe.train, launch, trained=trained, adversary=0, frozen=frozen)
     yield ""
     yield "# resolved recipe"
     yield to_yaml(recipe)

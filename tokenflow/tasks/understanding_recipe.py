@@ -14,6 +14,7 @@ from tokenflow.train import OptimizerConfig, ScheduleConfig, TrackingConfig, Tra
 from tokenflow.understanding.backbone import backbone_config
 from tokenflow.understanding.batching import Packing
 from tokenflow.understanding.config import Aspect, Features, TemplateName, UnderstandingConfig
+from tokenflow.understanding.lora import LoraOptions
 from tokenflow.understanding.presets import preset
 
 _CHOSEN = ("features", "projector", "template", "system", "aspect", "max_length")
@@ -70,12 +71,15 @@ class UnderstandingRecipe:
     """Conversations, and where their pictures lie."""
     train: TrainConfig
     """Steps, batch sizes, precision, intervals."""
-    trains: Literal["projector", "everything"]
-    """What learns: the `projector` alone (alignment), or projector and language model."""
+    trains: Literal["projector", "everything", "lora"]
+    """What learns: the `projector` alone (alignment); projector and language model; or projector and low-rank
+    adapters of the language model, which the exported model has merged."""
     language: str | None = None
     """Folder or hub id of the language model to start from, under a new projector."""
     continue_from: str | None = None
     """Folder or hub id of a multimodal model to start from instead: what the alignment exported."""
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    """Of `trains: lora`."""
     packing: Packing = "none"
     """`rows`: several conversations a row, up to max_length, which do not see one another; less is lost to padding."""
     construction: Literal["whole", "sharded"] = "whole"
