@@ -11,6 +11,7 @@ B [outputs, rank] at zero, so that the model starts as it was. Names, of the pla
 from __future__ import annotations
 
 import math
+import warnings
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -82,7 +83,10 @@ def add_lora(model: MultimodalModel, options: LoraOptions) -> None:
         target_modules=list(options.targets),
         bias="none",
     )
-    inject_adapter_in_model(config, model)
+    with warnings.catch_warnings():
+        # peft draws A and B, also where they are already in parts.
+        warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+        inject_adapter_in_model(config, model)
     model.projector.requires_grad_(True)
 
 
