@@ -3,7 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from tokenflow.train import OptimizerConfig, TrainConfig, estimate_memory, merge_deepspeed_config, zero_stage
+from tokenflow.train import (
+    OptimizerConfig,
+    TrainConfig,
+    estimate_memory,
+    merge_deepspeed_config,
+    offload_device,
+    zero_stage,
+)
 
 SHIPPED = sorted((Path(__file__).resolve().parents[2] / "deepspeed_configs").glob("*.json"))
 TRAIN = TrainConfig(steps=10, global_batch_size=16, micro_batch_size=4, gradient_clipping=0.5)
@@ -18,7 +25,8 @@ def merge(json_, train=TRAIN, world_size=2):
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_configurations_hold_zero_and_nothing_else(path):
     json_ = json.loads(path.read_text())
-    assert set(json_) == {"zero_optimization"}
+    assert set(json_) - {"aio"} == {"zero_optimization"}
+    assert ("aio" in json_) == (offload_device(json_) == "nvme")
     assert zero_stage(json_) == int(path.stem[4])
     assert merge(json_)["zero_optimization"] == json_["zero_optimization"]
     assert path.name in (path.parent / "README.md").read_text()
@@ -81,6 +89,10 @@ def test_a_contradiction_names_both_places(json_, named):
 def test_a_global_batch_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="does not divide into 3 ranks"):
         merge({}, world_size=3)
+    with pytest.raises(ValueError, match="Use a number of ranks that divides 16"):
+        merge({}, world_size=3)
+    with pytest.raises(ValueError, match="Use micro_batch_size 2;"):
+        merge({}, world_size=8)
     with pytest.raises(ValueError, match="not a multiple of micro_batch_size"):
         TrainConfig(steps=1, global_batch_size=10, micro_batch_size=4)
 

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import time
 
 import mlflow
@@ -72,3 +74,22 @@ def test_a_dead_store_costs_plots_and_not_the_run(tmp_path, uri, caplog):
     assert len(read_rows(tmp_path / "run" / "metrics.jsonl")) == 5
     assert "metrics.jsonl" in caplog.text
     assert time.monotonic() - began < 100
+
+
+START = """
+import sys
+from pathlib import Path
+from tokenflow.train import Tracker, TrackingConfig, TrainState
+tracker = Tracker(Path(sys.argv[1]), config=TrackingConfig(system_metrics=False, experiment="tests"), name="tiny")
+state = TrainState()
+tracker.open(state)
+tracker.finished(state, "finished")
+"""
+
+
+def test_runs_that_start_together_share_a_new_store(tmp_path):
+    runs = [subprocess.Popen([sys.executable, "-c", START, str(tmp_path / str(number))]) for number in range(3)]
+    assert [run.wait(120) for run in runs] == [0, 0, 0]
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("tests")
+    assert len(client.search_runs([experiment.experiment_id])) == 3

@@ -36,21 +36,36 @@ class Cursor:
 class NoiseLoader:
     """Micro-batches of an endless stream in which sample i is a function of i alone."""
 
-    def __init__(self, config: train.TrainConfig, *, cursor: dict[str, int], pause: float = 0.0) -> None:
+    def __init__(
+        self,
+        config: train.TrainConfig,
+        *,
+        cursor: dict[str, int],
+        pause: float = 0.0,
+        sleep_at: tuple[int, ...] = (),
+        journal: Path | None = None,
+    ) -> None:
         self._size = config.micro_batch_size
         self._global = config.global_batch_size
         self._accumulation = config.accumulation(distributed.world_size())
         self._samples = cursor.get("samples", 0)
         self._next = 0
         self._pause = pause
+        self._sleep_at = sleep_at
+        self._journal = journal
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> tuple[dict[str, Tensor], Cursor]:
         time.sleep(self._pause)
+        if (distributed.rank(), self._samples // self._global) == self._sleep_at:
+            time.sleep(3600)
         first = self._samples + (distributed.rank() * self._accumulation + self._next) * self._size
         rows = [_sample(index) for index in range(first, first + self._size)]
+        if self._journal is not None:
+            with open(self._journal, "a") as file:
+                file.write(f"{self._samples // self._global} {distributed.rank()} {first} {self._size}\n")
         self._next += 1
         if self._next == self._accumulation:
             self._next, self._samples = 0, self._samples + self._global
@@ -80,9 +95,10 @@ class Regression(nn.Module):
 class RegressionTask(train.OneModelTask):
     """Counts the samples it saw, as a task with a usage window does; can be fed a NaN at chosen steps."""
 
-    def __init__(self, poisoned: frozenset[int] = frozenset()) -> None:
+    def __init__(self, poisoned: frozenset[int] = frozenset(), *, evaluation_pause: float = 0.0) -> None:
         self.seen = 0
         self._poisoned = poisoned
+        self._evaluation_pause = evaluation_pause
 
     def train_step(self, engines: train.Engines, batch: Any, state: train.TrainState) -> train.Metrics:
         if state.step in self._poisoned:
@@ -92,6 +108,8 @@ class RegressionTask(train.OneModelTask):
 
     def evaluate(self, engines: train.Engines, state: train.TrainState) -> train.EvalResult:
         (engine,) = engines.values()
+        if distributed.rank() == distributed.world_size() - 1:
+            time.sleep(self._evaluation_pause)
         batch = {"x": torch.stack([_sample(-1 - index) for index in range(8)])}
         image = torch.zeros(4, 4, 3, dtype=torch.uint8).numpy()
         torch.rand(3)
@@ -188,7 +206,7 @@ def build(arguments: argparse.Namespace, config: train.TrainConfig, stage: int) 
         }
         return GanTask(start=arguments.start, poisoned=poisoned), engines
     factory = lambda: Regression(dropout=arguments.dropout)  # noqa: E731
-    return RegressionTask(poisoned), {
+    return RegressionTask(poisoned, evaluation_pause=arguments.evaluation_pause), {
         "model": train.Engine(factory, name="model", ema_decay=config.ema_decay, **shared)
     }
 
@@ -207,13 +225,21 @@ def run_stage(arguments: argparse.Namespace, stage: int, output: Path) -> str:
         ema_decay=0.9,
         max_skipped_steps=2,
         max_rollbacks=2,
+        hang_minutes=arguments.hang_minutes,
     )
+    journal = output / f"journal_{distributed.rank()}_of_{distributed.world_size()}" if arguments.journal else None
     tracking = train.TrackingConfig(mlflow=arguments.mlflow, uri=arguments.mlflow_uri, system_metrics=False)
     recipe = {"train": config, "task": arguments.task, "dropout": arguments.dropout}
     with train.Run(output, recipe=recipe, train=config, tracking=tracking) as run:
         task, engines = build(arguments, config, stage)
         state = run.resume(task, engines, mode=arguments.resume)
-        loader = NoiseLoader(config, cursor=state.cursor, pause=arguments.pause)
+        loader = NoiseLoader(
+            config,
+            cursor=state.cursor,
+            pause=arguments.pause,
+            sleep_at=tuple(arguments.sleep_at),
+            journal=journal,
+        )
         until = dataclasses.replace(config, steps=arguments.stop_at or config.steps)
         outcome = train.fit(task, engines, loader, state, run.hooks, until, checkpoints=run.checkpoints)
     weights = {name: engine.gathered_state_dict() for name, engine in engines.items()}
@@ -243,6 +269,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--zero", default="{}")
     parser.add_argument("--resume", default="auto")
     parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--hang_minutes", type=float, default=8.0)
+    parser.add_argument("--sleep_at", type=int, nargs="*", default=[], help="rank and step at which its loader hangs")
+    parser.add_argument("--evaluation_pause", type=float, default=0.0, help="seconds, on the last rank alone")
+    parser.add_argument("--journal", action="store_true", help="every rank writes down which samples it took")
     parser.add_argument("--mlflow", action="store_true")
     parser.add_argument("--mlflow_uri", default=None)
     parser.add_argument("--local_rank", type=int, default=-1)

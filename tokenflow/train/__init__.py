@@ -8,6 +8,7 @@ from tokenflow.train.checkpoint_files import find_checkpoint
 from tokenflow.train.config import TrainConfig, merge_deepspeed_config, offload_device, zero_stage
 from tokenflow.train.engine import Engine, frozen
 from tokenflow.train.guards import NonFiniteError, StopSignal, constant_image_alarm
+from tokenflow.train.hang import EXIT_HUNG, HangWatch
 from tokenflow.train.hooks import ConsoleProgress, Hook
 from tokenflow.train.loop import evaluate, fit
 from tokenflow.train.memory import MemoryEstimate, estimate_memory
@@ -18,6 +19,7 @@ from tokenflow.train.task import Engines, EvalResult, Metrics, OneModelTask, Tas
 from tokenflow.train.tracking import Tracker, TrackingConfig, read_rows
 
 __all__ = [
+    "EXIT_HUNG",
     "EXIT_STOPPED",
     "MAY_CHANGE",
     "Checkpoints",
@@ -25,6 +27,7 @@ __all__ = [
     "Engine",
     "Engines",
     "EvalResult",
+    "HangWatch",
     "Hook",
     "MemoryEstimate",
     "Metrics",

@@ -62,6 +62,7 @@ MAY_CHANGE = (
     "train.keep_last",
     "train.max_skipped_steps",
     "train.max_rollbacks",
+    "train.hang_minutes",
 )
 """Recipe keys that a resumed run may set differently: they do not change what a step computes (more `steps` does
 change a schedule that decays; then a warning says so)."""

@@ -10,7 +10,11 @@ import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tokenflow.train.distributed import COLLECTIVE_MINUTES
 from tokenflow.train.schedule import OptimizerConfig
+
+SLOW_PHASE_FACTOR = 4
+"""How much longer a rank may be in a first step, an evaluation or a checkpoint before it counts as hanging."""
 
 JSON_KEYS = frozenset(
     {
@@ -62,6 +66,10 @@ class TrainConfig:
     """Non-finite steps in a row that are skipped before rolling back to the last checkpoint."""
     max_rollbacks: int = 3
     """Rollbacks after which the run stops with an error."""
+    hang_minutes: float = 8.0
+    """Minutes after which a rank that stopped answering, or stands still in a step while others wait, is named and
+    the run ends (exit code 76); four times that in a first step, an evaluation or a checkpoint. 0 switches it off.
+    The default is below the ten minutes after which NCCL's own watch ends a process without naming anybody."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.global_batch_size < 1 or self.micro_batch_size < 1:
@@ -89,6 +97,12 @@ class TrainConfig:
                 f"max_skipped_steps {self.max_skipped_steps} and max_rollbacks {self.max_rollbacks}: expected at "
                 "least 1 and at least 0"
             )
+        longest = COLLECTIVE_MINUTES / SLOW_PHASE_FACTOR
+        if not 0 <= self.hang_minutes <= longest:
+            raise ValueError(
+                f"hang_minutes is {self.hang_minutes}; expected 0 (off) to {longest:g}: a collective gives up after "
+                f"{COLLECTIVE_MINUTES:g} minutes, and a slow phase has {SLOW_PHASE_FACTOR} times hang_minutes"
+            )
 
     def accumulation(self, world_size: int) -> int:
         """Micro-batches a rank and step.
@@ -98,9 +112,14 @@ class TrainConfig:
         """
         share = self.micro_batch_size * world_size
         if self.global_batch_size % share:
+            each, rest = divmod(self.global_batch_size, world_size)
+            largest = max((size for size in range(1, self.micro_batch_size) if each % size == 0), default=1)
+            remedy = (
+                f"a number of ranks that divides {self.global_batch_size}" if rest else f"micro_batch_size {largest}"
+            )
             raise ValueError(
                 f"global_batch_size {self.global_batch_size} does not divide into {world_size} ranks with "
-                f"micro_batch_size {self.micro_batch_size}. Use a multiple of {share}, or another micro_batch_size."
+                f"micro_batch_size {self.micro_batch_size}. Use {remedy}; for a new run, also a multiple of {share}."
             )
         return self.global_batch_size // share
 

@@ -27,12 +27,15 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+COLLECTIVE_MINUTES = 60.0
+"""How long a collective waits before it fails by itself: longer than the hang watch, which can say for whom."""
+
 _local_rank: int | None = None
 
 _KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-def initialize(*, timeout_minutes: float = 30.0) -> None:
+def initialize(*, timeout_minutes: float = COLLECTIVE_MINUTES) -> None:
     """Join the run's processes, choose this rank's device, and set up logging. Does nothing the second time.
 
     Args:

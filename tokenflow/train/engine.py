@@ -28,6 +28,7 @@ from tokenflow.train.config import TrainConfig, merge_deepspeed_config, offload_
 from tokenflow.train.ema import WeightAverage
 from tokenflow.train.gradients import BufferSnapshot, GradientWatch, discard_gradients
 from tokenflow.train.muon import MuonWithAdamW, split_matrices
+from tokenflow.train.offload import NO_RESUME, in_swappable_order, with_own_swap_folder
 from tokenflow.train.schedule import OptimizerConfig, ScheduleConfig, learning_rate_at
 from tokenflow.train.state import forked_rng
 from tokenflow.train.universal import SHARDS, make_universal
@@ -83,13 +84,18 @@ class Engine:
             json, train, optimizer, world_size=distributed.world_size(), source=deepspeed_source
         )
         self.stage = zero_stage(json)
+        self.offload = offload_device(json)
+        if self.offload == "nvme":
+            merged = with_own_swap_folder(merged)
         module = _build(
             factory, name=name, train=train, sharded=self.stage == 3 and construction == "sharded", json=merged
         )
         if weights is not None:
             load_state(module, weights)
         groups = parameter_groups(module) if parameter_groups else [{"params": _trained(module)}]
-        client = _make_optimizer(module, groups, optimizer, offload=offload_device(json))
+        if self.offload == "nvme":
+            groups = in_swappable_order(groups, module=module, deepspeed=json, world_size=distributed.world_size())
+        client = _make_optimizer(module, groups, optimizer, offload=self.offload)
         self._engine = library.initialize(model=module, optimizer=client, config=merged, dist_init_required=False)[0]
         self._watch = GradientWatch(self.module)
         self._buffers = BufferSnapshot(self.module)
@@ -249,6 +255,8 @@ class Engine:
                 f"{folder} was written under ZeRO stage {saved['stage']}, this run uses stage {self.stage}. Keep the "
                 "stage, or begin another run with another --output (and --init_from, where the stage has it)."
             )
+        if self.offload == "nvme":
+            raise ValueError(f"{folder} cannot be loaded: {NO_RESUME}, or start afresh with --resume none.")
         universal = self.stage > 0 and world_size != distributed.world_size()
         tag = make_universal(folder) if universal else SHARDS
         self._engine._config.load_universal_checkpoint = universal

@@ -23,6 +23,12 @@ class Hook:
     def started(self, state: TrainState, config: TrainConfig) -> None:
         """Before the first step."""
 
+    def entered(self, state: TrainState, phase: str) -> None:
+        """Whenever the loop goes over to another phase, the same ones in the same order on every rank.
+
+        They are `loading`, `computing`, `agreeing`, `updating`, `logging`, `evaluating` and `saving`.
+        """
+
     def stepped(self, state: TrainState) -> None:
         """After every step."""
 

@@ -79,8 +79,10 @@ def _run(
     guard = StepGuard()
     clock = _Clock()
     while state.step < config.steps:
-        terms = _accumulate(task, engines, loader, state, guard, accumulation)
+        terms = _accumulate(task, engines, loader, state, hooks, guard, accumulation)
+        _tell(hooks, "entered", state, "agreeing")
         verdict = guard.judge(engines, stop=stop.requested)
+        _tell(hooks, "entered", state, "updating")
         if verdict.non_finite:
             _skip(verdict.non_finite, task, engines, state, config, checkpoints)
         else:
@@ -93,12 +95,15 @@ def _run(
         _tell(hooks, "stepped", state)
         last = state.step == config.steps
         if state.step % config.log_every == 0 or last:
+            _tell(hooks, "entered", state, "logging")
             _tell(hooks, "logged", state, _row(terms, engines, state, clock, accumulation))
         with clock.paused():
             if config.evaluate_every and (state.step % config.evaluate_every == 0 or last):
+                _tell(hooks, "entered", state, "evaluating")
                 _tell(hooks, "evaluated", state, evaluate(task, engines, state))
             due = config.save_every and state.step % config.save_every == 0
             if checkpoints is not None and (due or last or verdict.stop):
+                _tell(hooks, "entered", state, "saving")
                 _tell(hooks, "saving", state)
                 _tell(hooks, "saved", state, checkpoints.save(task, engines, state))
         if verdict.stop and not last:
@@ -123,7 +128,13 @@ def evaluate(task: Task, engines: Engines, state: TrainState) -> EvalResult:
 
 
 def _accumulate(
-    task: Task, engines: Engines, loader: Iterator[Any], state: TrainState, guard: StepGuard, accumulation: int
+    task: Task,
+    engines: Engines,
+    loader: Iterator[Any],
+    state: TrainState,
+    hooks: Sequence[Hook],
+    guard: StepGuard,
+    accumulation: int,
 ) -> dict[str, Tensor]:
     """All micro-batches of a step, forward and backward; the sum of their terms."""
     guard.start_step()
@@ -131,7 +142,9 @@ def _accumulate(
         engine.start_step()
     total: dict[str, Tensor] = {}
     for index in range(accumulation):
+        _tell(hooks, "entered", state, "loading")
         batch, cursor = next(loader)
+        _tell(hooks, "entered", state, "computing")
         for engine in engines.values():
             engine.start_micro_batch(last=index == accumulation - 1)
         terms = task.train_step(engines, _to_device(batch, distributed.device()), state)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +104,16 @@ class MlflowWriter:
 
         # It prints of database tables and monitoring between a run's lines, through a handler of its own.
         logging.getLogger("mlflow").setLevel(os.environ.get("MLFLOW_LOGGING_LEVEL", "WARNING").upper())
-        client = mlflow.MlflowClient(self._uri)
-        if self.run_id is not None:
-            try:
-                client.update_run(self.run_id, status="RUNNING")
-            except MlflowException:
-                logger.warning("MLflow at %s does not know run %s; a new one begins", self._uri, self.run_id)
-                self.run_id = None
-        if self.run_id is None:
-            self._create(client, name, parameters)
+        with _alone(self._uri):
+            client = mlflow.MlflowClient(self._uri)
+            if self.run_id is not None:
+                try:
+                    client.update_run(self.run_id, status="RUNNING")
+                except MlflowException:
+                    logger.warning("MLflow at %s does not know run %s; a new one begins", self._uri, self.run_id)
+                    self.run_id = None
+            if self.run_id is None:
+                self._create(client, name, parameters)
         self._client = client
         if self._system_metrics:
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -146,6 +149,19 @@ class MlflowWriter:
             self._monitor.finish()
         if self._client is not None:
             self._client.set_terminated(self.run_id, status=status)
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """One process at a time: runs that start together would each make the tables of a new SQLite file, and fail."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    database = Path(uri.removeprefix("sqlite:///"))
+    with database.with_name(f".{database.name}.lock").open("w") as lock:
+        # released when the file closes, also by a process that dies
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def remembered_run(memory: Path, *, uri: str) -> str | None:

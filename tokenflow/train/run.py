@@ -11,6 +11,7 @@ from tokenflow.config import to_yaml
 from tokenflow.train import distributed
 from tokenflow.train.checkpoint import Checkpoints
 from tokenflow.train.config import TrainConfig
+from tokenflow.train.hang import HangWatch
 from tokenflow.train.hooks import ConsoleProgress, Hook
 from tokenflow.train.state import TrainState
 from tokenflow.train.task import Engines, Task
@@ -42,7 +43,7 @@ class Run:
             train: The recipe's training section.
             tracking: The recipe's tracking section.
             name: The MLflow run's name; the folder's by default.
-            hooks: Further hooks, after the tracker and the progress bar.
+            hooks: Further hooks, after the hang watch, the progress bar and the tracker.
             unit: What a sample is called in the log.
         """
         self.output = Path(output)
@@ -56,7 +57,12 @@ class Run:
             keep_last=train.keep_last,
             run_info=lambda: {"mlflow_run_id": self.tracker.run_id(), "world_size": distributed.world_size()},
         )
-        self.hooks: list[Hook] = [ConsoleProgress(unit=unit), self.tracker, *hooks]
+        self.hooks: list[Hook] = [
+            HangWatch(self.output / "heartbeats"),
+            ConsoleProgress(unit=unit),
+            self.tracker,
+            *hooks,
+        ]
         self._recipe = recipe
 
     def resume(self, task: Task, engines: Engines, *, mode: str = "auto") -> TrainState:
