@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.parity.fixtures import goldens, images
 from tokenflow.data.samples import BadSample
-from tokenflow.data.transforms import center_crop, decode_image, random_crop, to_tensor, to_uint8
+from tokenflow.data.transforms import center_crop, decode_image, random_crop, to_array, to_planes, to_tensor, to_uint8
 
 
 def encode(image, *, kind="PNG", **options):
@@ -45,6 +45,16 @@ def test_center_crop_halves_by_box_then_resizes_once_then_crops():
     assert np.array_equal(np.asarray(center_crop(image, 64)), np.asarray(expected)[:, 16:80])
 
 
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (67, 64), (64, 65), (71, 69), (256, 130), (131, 300)])
+def test_halving_equals_pillows_box_filter_to_the_bit(width, height):
+    image = noise(width, height)
+    size = min(width, height) // 2
+    halved = image.resize((width // 2, height // 2), Image.Resampling.BOX)
+    left, top = (halved.width - size) // 2, (halved.height - size) // 2
+    expected = np.asarray(halved)[top : top + size, left : left + size]
+    assert np.array_equal(np.asarray(center_crop(image, size)), expected)
+
+
 def test_a_picture_of_the_right_size_is_untouched():
     image = noise(32, 32)
     assert np.array_equal(np.asarray(center_crop(image, 32)), np.asarray(image))
@@ -73,6 +83,18 @@ def test_tensors_are_in_minus_one_to_one_and_round_trip():
     assert images.shape == (1, 3, 16, 16) and images.dtype == torch.float32 and images.is_contiguous()
     assert images.min() == -1 and images.max() == 1
     assert torch.equal(to_uint8(images), pixels)
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (32, 32), (1, 9)])
+def test_planes_are_the_pictures_channels(shape):
+    image = noise(*shape)
+    assert np.array_equal(to_planes(image), to_array(image).transpose(2, 0, 1))
+
+
+def test_levels_become_what_half_and_half_gives_to_the_bit():
+    levels = torch.arange(256, dtype=torch.uint8)
+    expected = levels.float().div(255).sub(0.5).div(0.5)
+    assert torch.equal(to_tensor(levels.reshape(1, 16, 16, 1).expand(-1, -1, -1, 3))[0, 1].flatten(), expected)
 
 
 def test_exif_rotation_is_applied():

@@ -34,7 +34,7 @@ class ConversationLoader(OrderedLoader):
         super().__init__(
             ConversationReader(config, seed=seed, global_batch_size=max(1, global_batch_size), prepare=prepare),
             config,
-            collate=list,
+            collate=_as_list,
             global_batch_size=global_batch_size,
             micro_batch_size=micro_batch_size,
             rank=rank,
@@ -44,3 +44,7 @@ class ConversationLoader(OrderedLoader):
 
     def _batch(self, content: list[Any]) -> dict[str, Any]:
         return {"samples": content}
+
+
+def _as_list(samples: list[Any], _number: int) -> list[Any]:
+    return samples

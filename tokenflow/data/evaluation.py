@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from tokenflow.data.batches import present, stack
 from tokenflow.data.config import DataConfig
-from tokenflow.data.loader import present, refuse_too_many, stack
+from tokenflow.data.loader import refuse_too_many
 from tokenflow.data.sources import Sample, SampleReader, SkippedSample
 
 logger = logging.getLogger(__name__)
@@ -122,8 +123,7 @@ class EvaluationBatches:
         for stored, content, found in loaded:
             for bad in found:
                 self._note(bad)
-            name, content[name] = present(stored)
-            yield content
+            yield present(stored, content)
 
     def _note(self, bad: SkippedSample | None) -> None:
         self.samples_read += 1

@@ -15,10 +15,10 @@ from weakref import WeakSet
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from tokenflow.data.batches import SharedBatches, Stack, present
 from tokenflow.data.config import Cursor, DataConfig
 from tokenflow.data.mixture import Mixture
-from tokenflow.data.sources import Sample, SampleReader, SkippedSample
-from tokenflow.data.transforms import to_tensor
+from tokenflow.data.sources import SampleReader, SkippedSample
 
 logger = logging.getLogger(__name__)
 _NAMED = 20
@@ -49,6 +49,10 @@ class Reader(Protocol):
         """The sample at a global position, and the unusable ones it stands in for."""
 
 
+Collate = Callable[[list[Any], int], Any]
+"""What a worker makes of the samples of a micro-batch and its number, counted from the first that the loader gives."""
+
+
 class OrderedLoader:
     """Endless iterator over a rank's micro-batches of any reader's samples: `batch, cursor = next(loader)`.
 
@@ -66,7 +70,7 @@ class OrderedLoader:
         reader: Reader,
         loading: Loading,
         *,
-        collate: Callable[[list[Any]], Any],
+        collate: Collate,
         global_batch_size: int,
         micro_batch_size: int,
         rank: int = 0,
@@ -108,6 +112,7 @@ class OrderedLoader:
                 sampler=slices,
                 batch_size=None,
                 num_workers=loading.num_workers,
+                collate_fn=_as_it_is,
                 prefetch_factor=loading.prefetch_batches if loading.num_workers else None,
                 worker_init_fn=_leave_signals_to_the_parent,
                 # its own, so that the state of torch's global generator does not depend on there being a loader
@@ -193,10 +198,17 @@ class Loader(OrderedLoader):
     ):
         self.config = config
         self._pinned = torch.cuda.is_available()
+        reader = SampleReader(config, seed=seed)
+        shared = None
+        if config.num_workers and reader.codes is None:
+            shape = (micro_batch_size, 3, config.image_size, config.image_size)
+            # those that workers may be ahead, and the one that is being used here
+            shared = SharedBatches(shape, count=config.num_workers * config.prefetch_batches + 1)
+        self._stack = Stack(shared)
         super().__init__(
-            SampleReader(config, seed=seed),
+            reader,
             config,
-            collate=stack,
+            collate=self._stack,
             global_batch_size=global_batch_size,
             micro_batch_size=micro_batch_size,
             rank=rank,
@@ -204,11 +216,10 @@ class Loader(OrderedLoader):
             cursor=cursor,
         )
 
-    def _batch(self, content: tuple[torch.Tensor, dict[str, Any]]) -> dict[str, Any]:
+    def _batch(self, content: tuple[torch.Tensor | int, dict[str, Any]]) -> dict[str, Any]:
         stored, batch = content
-        name, presented = present(stored)
         # the pictures and not the bytes they come from: they are what is copied to the device
-        return {**batch, name: presented.pin_memory() if self._pinned else presented}
+        return present(self._stack.find(stored), batch, pinned=self._pinned)
 
 
 def refuse_too_many(config: Loading, *, bad: int, read: int, examples: Sequence[SkippedSample]) -> None:
@@ -254,7 +265,7 @@ def _leave_signals_to_the_parent(_worker: int) -> None:
 
 
 class _Slices:
-    """Endless (start, size) slices of the global order for one rank."""
+    """Endless (number, start, size) slices of the global order for one rank."""
 
     def __init__(
         self, *, start: int, global_batch_size: int, micro_batch_size: int, rank: int, accumulation_steps: int
@@ -264,45 +275,32 @@ class _Slices:
         self.micro_batch_size = micro_batch_size
         self.offsets = [(rank * accumulation_steps + a) * micro_batch_size for a in range(accumulation_steps)]
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        step_start = self.start
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        number, step_start = 0, self.start
         while True:
             for offset in self.offsets:
-                yield step_start + offset, self.micro_batch_size
+                yield number, step_start + offset, self.micro_batch_size
+                number += 1
             step_start += self.global_batch_size
 
 
 class _MicroBatches(Dataset):
     """Reads a slice of the global order as one micro-batch."""
 
-    def __init__(self, reader: Reader, collate: Callable[[list[Any]], Any]):
+    def __init__(self, reader: Reader, collate: Collate):
         self.reader = reader
         self.collate = collate
 
-    def __getitem__(self, span: tuple[int, int]) -> tuple[int, int, Any, list[SkippedSample]]:
-        start, size = span
+    def __getitem__(self, span: tuple[int, int, int]) -> tuple[int, int, Any, list[SkippedSample]]:
+        number, start, size = span
         samples, skipped = [], []
         for position in range(start, start + size):
             sample, bad = self.reader.read(position)
             samples.append(sample)
             skipped += bad
-        return start, size, self.collate(samples), skipped
+        return start, size, self.collate(samples, number), skipped
 
 
-def stack(samples: list[Sample]) -> tuple[torch.Tensor, dict[str, Any]]:
-    """(pixels uint8 [b, S, S, 3] or codes int64 [b, L], the rest of a batch) of samples."""
-    arrays = [sample.pixels if sample.codes is None else sample.codes for sample in samples]
-    stored = torch.stack([torch.from_numpy(array.copy()) for array in arrays])
-    batch: dict[str, Any] = {
-        "captions": [sample.caption for sample in samples],
-        "keys": [sample.key for sample in samples],
-        "sample_seed": torch.tensor([sample.seed for sample in samples]),
-    }
-    if any(sample.record is not None for sample in samples):
-        batch["records"] = [sample.record for sample in samples]
-    return stored, batch
-
-
-def present(stored: torch.Tensor) -> tuple[str, torch.Tensor]:
-    """Name and content of what `stack` stacked: `images` in [-1, 1] or `codes`."""
-    return ("codes", stored) if stored.dtype == torch.int64 else ("images", to_tensor(stored))
+def _as_it_is(content: Any) -> Any:
+    """In place of PyTorch's own, which walks through every record and makes tensors, each with memory to be shared."""
+    return content

