@@ -42,7 +42,7 @@ def export_photographs(
     directory.mkdir(parents=True, exist_ok=True)
     written = []
     for name, (inside, caption) in PHOTOGRAPHS.items():
-        path = _package_file(inside)
+        path = package_file(inside)
         if path is None or (split != "all" and (name in HELD_OUT_PHOTOGRAPHS) != (split == "heldout")):
             continue
         for number, tile in enumerate(_tiles(decode_image(path.read_bytes()))):
@@ -59,7 +59,14 @@ def export_photographs(
     return written
 
 
-def _package_file(inside: str) -> Path | None:
+def photograph(name: str) -> Image.Image | None:
+    """One of PHOTOGRAPHS, whole; None when the package that contains it is not installed."""
+    path = package_file(PHOTOGRAPHS[name][0])
+    return None if path is None else decode_image(path.read_bytes())
+
+
+def package_file(inside: str) -> Path | None:
+    """A file inside an installed package, as `skimage/data/cat.png`; None where it is not there."""
     package, _, rest = inside.partition("/")
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
