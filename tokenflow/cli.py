@@ -76,6 +76,33 @@ COMMANDS: tuple[Command, ...] = (
         ),
     ),
     Command(
+        name="make-shards",
+        summary="a folder of pictures, or shards, to checked webdataset shards without duplicates",
+        module="tokenflow.commands.make_shards",
+        examples=(
+            "tokenflow make-shards pictures --out shards --short_side 512 --workers 8",
+            "tokenflow make-shards 'raw/{0000..0127}.tar' --out shards --duplicates near --min_side 256 --seed 1",
+        ),
+    ),
+    Command(
+        name="recaption",
+        summary="new captions for shards from a Qwen-VL, in this process or behind a server",
+        module="tokenflow.commands.recaption",
+        examples=(
+            "tokenflow recaption shards --out recaptioned --model Qwen/Qwen2.5-VL-7B-Instruct",
+            "tokenflow recaption shards --out recaptioned --backend openai --base_url http://localhost:8000/v1",
+        ),
+    ),
+    Command(
+        name="inspect-shards",
+        summary="what is in a set of shards or a folder, what is broken in it, and whether training reads it",
+        module="tokenflow.commands.inspect_shards",
+        examples=(
+            "tokenflow inspect-shards shards --out inspected --workers 8",
+            "tokenflow inspect-shards 'shards/{0000..0127}.tar' --headers --json",
+        ),
+    ),
+    Command(
         name="doctor",
         summary="what is installed, in use, missing and how to get it; whether a model paints what it predicts",
         module="tokenflow.commands.doctor",

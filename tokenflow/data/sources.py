@@ -17,7 +17,7 @@ from tokenflow.data.mixture import Mixture
 from tokenflow.data.order import SourceOrder
 from tokenflow.data.samples import BadSample, RawSample, Source
 from tokenflow.data.shards import ShardSource, expand_shards
-from tokenflow.data.transforms import center_crop, decode_image, random_crop, to_array
+from tokenflow.data.transforms import center_crop, decode_image, random_crop, to_planes
 
 _MAX_ATTEMPTS = 32
 
@@ -133,9 +133,9 @@ class SampleReader:
         config = self.config
         codes = None if self.codes is None else self.codes.unpack(raw.codes)
         pixels = self._pixels(raw, rng=rng, train=train) if codes is None else None
-        record = _parse(raw)
+        record = parse_record(raw)
         choices = record.get("captions") if train and config.captions == "any" and record else None
-        caption = str(rng.choice(choices)) if choices else _caption(raw, record)
+        caption = str(rng.choice(choices)) if choices else caption_of(raw, record)
         return Sample(
             pixels=pixels,
             caption=caption,
@@ -154,7 +154,8 @@ class SampleReader:
             image = random_crop(image, config.image_size, rng=rng, min_fraction=config.min_crop_fraction)
         else:
             image = center_crop(image, config.image_size)
-        pixels = to_array(image)
+        # channels last, and in memory first, as batches have them
+        pixels = to_planes(image).transpose(1, 2, 0)
         if train and config.flip_probability and rng.random() < config.flip_probability:
             pixels = pixels[:, ::-1]
         return pixels
@@ -164,7 +165,8 @@ class SampleReader:
         return SkippedSample(key=key, where=where, reason=str(error))
 
 
-def _parse(raw: RawSample) -> dict[str, Any] | None:
+def parse_record(raw: RawSample) -> dict[str, Any] | None:
+    """The .json of a sample, with the class of a .cls; None where there is neither. Raises BadSample if damaged."""
     if raw.record is None and raw.label is None:
         return None
     try:
@@ -182,16 +184,16 @@ def read_captions(config: DataConfig, *, at_most: int) -> Iterator[str]:
         for index in range(min(at_most, sum(source.shard_sizes))):
             try:
                 raw = source.read(index)
-                record = _parse(raw) or {}
+                record = parse_record(raw) or {}
             except BadSample:
                 # the loader names and counts it
                 continue
-            yield _caption(raw, record)
+            yield caption_of(raw, record)
             if config.captions == "any":
                 yield from map(str, record.get("captions") or ())
 
 
-def _caption(raw: RawSample, record: dict[str, Any] | None) -> str:
+def caption_of(raw: RawSample, record: dict[str, Any] | None) -> str:
     """The .txt, else "caption" of the .json, else nothing."""
     if raw.text is not None:
         # a stray byte in a caption is no reason to lose the picture
