@@ -20,7 +20,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from pipelines.demo import EVALUATION_SCENES, IMAGE_SIZE, PROCESSES, TRAINING_SCENES, mixture
+from pipelines.demo import EVALUATION_SCENES, IMAGE_SIZE, LANGUAGE_PRECISION, PROCESSES, TRAINING_SCENES, mixture
 from tokenflow.config import read_json, run_command
 from tokenflow.data import write_shapes
 from tokenflow.data.world_conversations import write_lessons
@@ -178,6 +178,7 @@ class Ablation:
         if self._complete(folder):
             return
         words = ["-m", f"pipelines.{pipeline}", "--recipe", recipe, "--output", str(folder), *options]
+        words += LANGUAGE_PRECISION if pipeline in ("lm_pretrain", "mllm_align", "mllm_sft") else ()
         words += ["--train.steps", str(QUICK_STEPS)] if self.quick else []
         print(f"\n$ python {shlex.join(words)}", flush=True)
         began = time.monotonic()

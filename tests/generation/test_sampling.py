@@ -152,6 +152,17 @@ def test_what_cannot_be_packed_says_why():
         for_sampling(model, "packed")
 
 
+def test_a_model_in_training_under_autocast_can_be_sampled():
+    config = tiny_config()
+    model = build(config)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert for_sampling(model, "auto") is model
+        with pytest.raises(ValueError, match="autocast"):
+            for_sampling(model, "packed")
+        codes = sample(model, texts(config, 5, 2), texts(config, 3, seed=9), GREEDY)
+    assert codes.dtype == torch.int64 and codes.min() >= 0 and codes.max() < config.codebook_size
+
+
 def test_class_prompts():
     config = class_config()
     model = build(config)

@@ -207,3 +207,20 @@ def test_gpu_backends_agree_with_the_reference_forward_and_backward(name, backen
     torch.testing.assert_close(*outputs, atol=5e-3, rtol=5e-3)
     for left, right in zip(*(torch.autograd.grad(o.sin().sum(), inputs) for o in outputs), strict=True):
         torch.testing.assert_close(left, right, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("backend", ["segmented", "dense"])
+def test_training_in_bf16_on_a_cpu_computes_attention_in_fp32(backend, autocast):
+    layout = LAYOUTS["uniform"]
+    inputs = [torch.randn(2, heads, 21, 8).bfloat16().requires_grad_() for heads in (4, 2, 2)]
+    wide = [x.detach().float().requires_grad_() for x in inputs]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = attention(*inputs, layout=layout, backend=backend)
+    expected = attention(*wide, layout=layout, backend=backend)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected.bfloat16())
+    direction = torch.randn_like(found)
+    gradients = torch.autograd.grad(found, inputs, direction)
+    for found_gradient, gradient in zip(gradients, torch.autograd.grad(expected, wide, direction.float()), strict=True):
+        assert torch.equal(found_gradient, gradient.bfloat16())

@@ -69,6 +69,8 @@ def can_pack(generator: Generator) -> str | None:
         return f"weights are {weight.dtype} on {weight.device}; packing is for float32 on a CPU"
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return "this torch has no oneDNN"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on, and packed matrices multiply float32 alone"
     return None
 
 

@@ -58,6 +58,11 @@ def attention(
             f"{layout.length} positions and heads must be a multiple of key/value heads. Make a layout for this batch."
         )
     name = resolve_backend(backend, device=query.device, dtype=query.dtype).name
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad and name != "flex":
+        # torch's fused backward pass in bf16 takes four times as long on a CPU as the one in fp32
+        with torch.autocast("cpu", enabled=False):
+            wide = attention(query.float(), key.float(), value.float(), layout=layout, backend=name)
+        return wide.to(query.dtype)
     if name == "dense":
         return _dense_attention(query, key, value, layout)
     if name == "segmented":

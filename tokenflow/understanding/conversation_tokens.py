@@ -7,7 +7,7 @@ learned is cut out by whole tokens, so that a prompt's tokens are always the fir
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from tokenflow.understanding.config import TemplateName
@@ -69,45 +69,56 @@ class ConversationTokenizer:
 
     def __call__(self, conversation: Conversation) -> Tokens:
         """Ids and labels; ValueError for turns that do not alternate."""
-        ids, labels, before = list(self._start), [IGNORE] * len(self._start), ""
-        for segment in segments(self.template, conversation, system=self.system):
-            pieces = [segment.text] if segment.supervised else segment.text.split(IMAGE)
-            for number, piece in enumerate(pieces):
-                if number:
-                    ids.append(IMAGE_TOKEN)
-                    labels.append(IGNORE)
-                    before = ""
-                found = self._continue(before, piece)
-                ids += found
-                labels += found if segment.supervised else [IGNORE] * len(found)
-                before = piece or before
+        pieces = list(self._pieces(conversation))
+        known = self._encode_all([text for before, piece, _ in pieces if piece for text in (before, before + piece)])
+        ids, labels = list(self._start), [IGNORE] * len(self._start)
+        for before, piece, supervised in pieces:
+            found = [IMAGE_TOKEN] if piece is None else self._continue(before, piece, known=known)
+            ids += found
+            labels += found if supervised else [IGNORE] * len(found)
         return Tokens(ids, labels)
 
     def ends(self, token: int) -> bool:
         """Whether an answer ends with this token; where a line ends it, with any token that holds the line's end."""
         return token in self.end_tokens or (self.end == "\n" and "\n" in self.text_tokenizer.decode([token]))
 
-    def _continue(self, before: str, text: str) -> list[int]:
-        """Tokens of `text` where it follows `before`."""
+    def _pieces(self, conversation: Conversation) -> Iterator[tuple[str, str | None, bool]]:
+        """(text before it since the last image, text or None for an image, whether it is learned) of every piece."""
+        before = ""
+        for segment in segments(self.template, conversation, system=self.system):
+            for number, piece in enumerate([segment.text] if segment.supervised else segment.text.split(IMAGE)):
+                if number:
+                    yield "", None, False
+                    before = ""
+                yield before, piece, segment.supervised
+                before = piece or before
+
+    def _continue(self, before: str, text: str, *, known: Mapping[str, list[int]]) -> list[int]:
+        """Tokens of `text` where it follows `before`; `known` holds those of `before` and of both together."""
         if not text:
             return []
-        known, whole = self._encode(before) if before else [], self._encode(before + text)
-        if whole[: len(known)] != known:
+        first, whole = known[before], known[before + text]
+        if whole[: len(first)] != first:
             raise ValueError(
                 f"the text tokenizer joins the end of {before[-20:]!r} and the start of {text[:20]!r} to one token; "
                 f"template {self.template!r} does not suit it. Choose another template."
             )
-        return whole[len(known) :]
+        return whole[len(first) :]
 
-    def _encode(self, text: str) -> list[int]:
-        return list(self.text_tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _encode_all(self, texts: Sequence[str]) -> dict[str, list[int]]:
+        """Tokens of every text; one call, since a call costs more than the few words it reads."""
+        distinct = list(dict.fromkeys(text for text in texts if text))
+        if not distinct:
+            return {"": []}
+        found = self.text_tokenizer(distinct, add_special_tokens=False)["input_ids"]
+        return {"": [], **dict(zip(distinct, map(list, found), strict=True))}
 
     def _first_tokens(self) -> list[int]:
         first = self.text_tokenizer.bos_token_id
         return [first] if first is not None and self.text_tokenizer("")["input_ids"][:1] == [first] else []
 
     def _end_tokens(self) -> frozenset[int]:
-        found = self._continue("a", self.end)
+        found = self._continue("a", self.end, known=self._encode_all(["a", "a" + self.end]))
         if len(found) != 1:
             raise ValueError(
                 f"template {self.template!r} ends answers with {self.end!r}, which this text tokenizer reads as "
