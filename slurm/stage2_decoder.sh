@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Stage 2, a larger pixel decoder:  sbatch slurm/stage2_decoder.sh [options of pipelines.decoder_finetune]
+#SBATCH --job-name=stage2
+#SBATCH --partition=gpu
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --gres=gpu:8
+#SBATCH --cpus-per-task=12
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%x-%j.out
+
+RECIPE=${RECIPE:-tokenflow-b}
+OUTPUT=${OUTPUT:-runs/$RECIPE-enhanced}
+DS_CONFIG=${DS_CONFIG:-deepspeed_configs/zero1.json}
+DATA=${DATA:-}           # shards or a folder; the recipe's when empty
+TOKENIZER=${TOKENIZER:-} # what stage 1 exported, runs/tokenflow-b/model; the recipe's when empty
+
+# shellcheck source=slurm/common.sh
+source "${TOKENFLOW_ROOT:-$SLURM_SUBMIT_DIR}/slurm/common.sh"
+train pipelines.decoder_finetune ${DATA:+--data "$DATA"} ${TOKENIZER:+--tokenizer "$TOKENIZER"} "$@"
