@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_FLAGS ?=
 
-.PHONY: help setup demo ablation test test-slow lint format clean
+.PHONY: help setup slurm demo ablation test test-slow lint format clean
 
 help:
 	@echo "make demo          train every stage on the built-in data (CPU), then open runs/demo/report.html"
@@ -23,16 +23,20 @@ $(STAMP): setup.cfg pyproject.toml
 
 setup: $(STAMP)
 
+# What tests/slurm submits its jobs to; where it cannot be installed, this says why and those tests are skipped.
+slurm:
+	@bash tests/slurm/install.sh
+
 demo: $(STAMP)
 	$(BIN)/python -m pipelines.demo $(if $(QUICK),--quick)
 
 ablation: $(STAMP)
 	$(BIN)/python -m pipelines.ablation $(if $(QUICK),--quick) $(if $(FULL),--full)
 
-test: $(STAMP)
+test: $(STAMP) slurm
 	$(BIN)/python -m pytest -m "not slow" $(TEST_FLAGS)
 
-test-slow: $(STAMP)
+test-slow: $(STAMP) slurm
 	$(BIN)/python -m pytest -m slow $(TEST_FLAGS)
 
 lint: $(STAMP)

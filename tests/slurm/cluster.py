@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,15 +15,15 @@ from pathlib import Path
 from tests.slurm.reaper import marked
 from tests.train.launching import ROOT, clean_environment
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "DEADLINE", "OUT_OF_MEMORY", "BOOT_FAIL"}
 SMALL = ("--gres=none", "--cpus-per-task=1", "--mem=0")
 """What makes a job of the scripts' headers fit nodes without GPUs."""
 
 
-def missing_programs() -> list[str]:
-    """Slurm's programs that are not installed."""
-    return [name for name in PROGRAMS if shutil.which(name, path=_search_path()) is None]
+def what_is_missing() -> str:
+    """Why there can be no cluster here, in a line; empty where there can."""
+    check = ["bash", str(ROOT / "tests/slurm/install.sh"), "--check"]
+    return subprocess.run(check, text=True, capture_output=True, check=True).stdout.strip()
 
 
 class Cluster:

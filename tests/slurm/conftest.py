@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.pipelines.world import barely_trained, world
-from tests.slurm.cluster import Cluster, missing_programs
+from tests.slurm.cluster import Cluster, what_is_missing
 from tests.slurm.runs import generate
 
 __all__ = ["barely_trained", "world"]
@@ -17,11 +17,9 @@ __all__ = ["barely_trained", "world"]
 @pytest.fixture(scope="session")
 def running_cluster(tmp_path_factory) -> Iterator[Cluster]:
     """Four nodes on this host."""
-    missing = missing_programs()
-    if missing:
-        pytest.skip(
-            f"no Slurm here ({', '.join(missing)} missing); tests/slurm/install.sh installs it, as root on Debian"
-        )
+    obstacle = what_is_missing()
+    if obstacle:
+        pytest.skip(obstacle)
     with Cluster(tmp_path_factory.mktemp("cluster"), nodes=4) as cluster:
         yield cluster
 

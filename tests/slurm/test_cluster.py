@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.slurm.cluster import missing_programs
+from tests.slurm.cluster import what_is_missing
 from tests.slurm.reaper import marked
 from tests.train.launching import ROOT, clean_environment
 
@@ -43,7 +43,7 @@ def test_nodes_names_lead_to_this_host_without_touching_its_settings(cluster):
     assert sorted(ping.split()) == cluster.nodes[:2]
 
 
-@pytest.mark.skipif(bool(missing_programs()), reason="no Slurm here")
+@pytest.mark.skipif(bool(what_is_missing()), reason=what_is_missing())
 def test_killed_tests_leave_no_daemon_behind(tmp_path):
     conf = tmp_path / "cluster" / "slurm.conf"
     conf.parent.mkdir()
