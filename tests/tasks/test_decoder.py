@@ -48,8 +48,8 @@ def test_a_decoder_that_starts_at_random_has_the_size_and_not_the_function(token
         assert (random(tokenizer.pixel_codes(codes)) - tokenizer.decode(codes)).abs().max() > 0.01
 
 
-def test_doubling_tokenflow_b_gives_the_authors_enhanced_decoder():
-    for size in ("tokenflow-b", "tokenflow-b-256"):
+def test_doubling_a_paper_size_decoder_gives_the_authors_enhanced_one():
+    for size in ("tokenflow-b", "tokenflow-b-256", "tokenflow-l", "tokenflow-xl"):
         assert DecoderChoice().config(preset(size)) == preset(f"{size}-enhanced")
 
 

@@ -242,6 +242,19 @@ def test_released_files_are_recognised_by_their_shapes(name, expected):
     assert authors_config(state) == preset(expected)
 
 
+@pytest.mark.parametrize(("name", "expected"), TOKENIZERS.items())
+def test_every_teacher_is_recognised_with_the_enhanced_decoder_too(name, expected):
+    decoder = {k: v for k, v in key_manifest("clipb_224_enh_interp").items() if k.startswith("decoder.")}
+    keys = {k: v for k, v in key_manifest(name).items() if not k.startswith("decoder.")} | decoder
+    state = {key: torch.empty(shape, device="meta") for key, (shape, _) in keys.items()}
+    recognised = "tokenflow-b-256-enhanced" if name.startswith("clipb") else f"{expected}-enhanced"
+    assert likely_preset(state) == recognised
+    with torch.device("meta"):
+        tokenizer = TokenFlowTokenizer(preset(recognised))
+    exported = to_authors(tokenizer.config, tokenizer.state_dict())
+    assert {key: list(value.shape) for key, value in exported.items()} == {k: shape for k, (shape, _) in keys.items()}
+
+
 def test_a_whole_file_has_the_manifest_and_is_imported_at_224_and_at_interpolated_256_pixels(tmp_path, capsys):
     with torch.device("meta"):
         tokenizer = TokenFlowTokenizer(preset("tokenflow-b")).bfloat16()

@@ -14,7 +14,9 @@ PARAMETERS = {
     "tokenflow-b-256": 181_902_251,
     "tokenflow-b-256-enhanced": 376_569_643,
     "tokenflow-l": 559_964_145 - 6,
+    "tokenflow-l-enhanced": 559_964_145 - 6 + 376_569_643 - 181_902_251,
     "tokenflow-xl": 554_009_969 - 6,
+    "tokenflow-xl-enhanced": 554_009_969 - 6 + 376_569_643 - 181_902_251,
 }
 TOKENS = {
     "tokenflow-b": 561,

@@ -32,7 +32,9 @@ AUTHORS_PRESETS = (
     "tokenflow-b-256",
     "tokenflow-b-256-enhanced",
     "tokenflow-l",
+    "tokenflow-l-enhanced",
     "tokenflow-xl",
+    "tokenflow-xl-enhanced",
 )
 
 
@@ -87,7 +89,7 @@ def _load(path: Path) -> object:
 
 
 def likely_preset(state: Mapping[str, Tensor]) -> str:
-    """The preset whose shapes a checkpoint of the authors' has.
+    """The preset whose shapes a checkpoint of the authors' has; any of them may have the enhanced decoder.
 
     A CLIP-B one is the same for 224 and for interpolated 256 pixels: 256 where the decoder is the enhanced one, as
     released, else 224.
@@ -96,13 +98,13 @@ def likely_preset(state: Mapping[str, Tensor]) -> str:
         ValueError: It looks like none of them.
     """
     enhanced = "decoder.conv_in.weight" in state and state["decoder.conv_in.weight"].shape[0] == 1024
-    for marker, name in (
-        ("encoder_vqkd.patch_embed.backbone.stem.conv1.weight", "tokenflow-l"),
-        ("encoder_vqkd.vision_model.embeddings.patch_embedding.weight", "tokenflow-xl"),
-        ("encoder_vqkd.conv1.weight", "tokenflow-b-256-enhanced" if enhanced else "tokenflow-b"),
+    for marker, name, larger in (
+        ("encoder_vqkd.patch_embed.backbone.stem.conv1.weight", "tokenflow-l", "tokenflow-l-enhanced"),
+        ("encoder_vqkd.vision_model.embeddings.patch_embedding.weight", "tokenflow-xl", "tokenflow-xl-enhanced"),
+        ("encoder_vqkd.conv1.weight", "tokenflow-b", "tokenflow-b-256-enhanced"),
     ):
         if marker in state:
-            return name
+            return larger if enhanced else name
     raise ValueError(
         f"these weights look like none of {', '.join(AUTHORS_PRESETS)}: no known semantic encoder among "
         f"{sorted(state)[:5]}. Name the preset."

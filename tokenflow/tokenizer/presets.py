@@ -85,7 +85,8 @@ _SIGLIP_ENCODER = EncoderConfig(
     kind="siglip", vision=SIGLIP_SO400M, pretrained="google/siglip-so400m-patch14-384", clamp=True
 )
 _PIXEL_CONVOLUTIONS = ConvResnetConfig()
-_ENHANCED_CONVOLUTIONS = ConvResnetConfig(channels=256, blocks=4)
+_ENHANCED_DECODER = PixelDecoderConfig(convolutional=ConvResnetConfig(channels=256, blocks=4))
+"""Twice the channels and blocks (appendix B.1); the authors' training puts it to any of the three."""
 
 
 def _pixel_encoder(*, input_size: int | None = None) -> EncoderConfig:
@@ -213,16 +214,14 @@ PRESETS: dict[str, TokenizerConfig] = {
     "nano-pixel-only": _NANO_PIXEL_ONLY,
     "nano-semantic-only": _NANO_SEMANTIC_ONLY,
     "tokenflow-b": _B,
-    "tokenflow-b-enhanced": dataclasses.replace(
-        _B, pixel_decoder=PixelDecoderConfig(convolutional=_ENHANCED_CONVOLUTIONS)
-    ),
+    "tokenflow-b-enhanced": dataclasses.replace(_B, pixel_decoder=_ENHANCED_DECODER),
     "tokenflow-b-256": _B_256,
-    "tokenflow-b-256-enhanced": dataclasses.replace(
-        _B_256, pixel_decoder=PixelDecoderConfig(convolutional=_ENHANCED_CONVOLUTIONS)
-    ),
+    "tokenflow-b-256-enhanced": dataclasses.replace(_B_256, pixel_decoder=_ENHANCED_DECODER),
     "tokenflow-l": _L,
+    "tokenflow-l-enhanced": dataclasses.replace(_L, pixel_decoder=_ENHANCED_DECODER),
     "tokenflow-l-table11": dataclasses.replace(_L, scales=SCALES_256_TABLE11),
     "tokenflow-xl": _XL,
+    "tokenflow-xl-enhanced": dataclasses.replace(_XL, pixel_decoder=_ENHANCED_DECODER),
     "table5-semantic-only": _SEMANTIC_ONLY,
     "table5-shared": _SHARED,
     "table5-shared-msvq": _SHARED_MSVQ,
@@ -260,8 +259,10 @@ PRESET_TEACHERS: dict[str, str] = {
         "tokenflow-nano-64": "nano-64",
         "nano-semantic-only": "nano",
         "tokenflow-l": "vitamin-xl",
+        "tokenflow-l-enhanced": "vitamin-xl",
         "tokenflow-l-table11": "vitamin-xl",
         "tokenflow-xl": "siglip-so400m",
+        "tokenflow-xl-enhanced": "siglip-so400m",
     }.get(name, "clip-b16")
     for name, config in PRESETS.items()
     if config.semantic_decoder is not None
