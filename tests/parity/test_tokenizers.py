@@ -1,6 +1,6 @@
 """The tokenizers compute what the authors' four released architectures compute, from pixels to codes to pixels.
 
-Batch element 0 of each file, as elements are independent. `tokenflow-b` runs with the other tests; the rest are slow.
+Batch element 0 of each file, as elements are independent. `tokenflow-xl` is slow; the rest run with the other tests.
 """
 
 import dataclasses
@@ -130,13 +130,11 @@ def test_tokenflow_b(golden):
     check(golden, "clipb_224")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("golden", goldens("tok_clipb_224_enh_interp_encode")[-1:])
 def test_tokenflow_b_at_256_with_the_enhanced_decoder(golden):
     check(golden, "clipb_224_enh_interp")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("golden", goldens("tok_vitamin_xlarge_256_encode")[-1:])
 def test_tokenflow_l(golden):
     check(golden, "vitamin_xlarge_256")

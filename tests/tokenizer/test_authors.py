@@ -14,6 +14,7 @@ from tokenflow.cli import main
 from tokenflow.tokenizer.authors import (
     AUTHORS_PRESETS,
     authors_config,
+    authors_options,
     dropped_keys,
     import_tokenizer,
     likely_preset,
@@ -229,10 +230,30 @@ def test_the_command_says_in_one_line_what_does_not_fit(theirs, tmp_path, capsys
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_becomes_the_authors_file_on_the_command_line(tokenizer, theirs, tmp_path):
-    tokenizer.save_pretrained(tmp_path / "folder")
-    assert main(["export-checkpoint", str(tmp_path / "folder"), "--out", str(tmp_path / "file.pt")]) == 0
-    assert set(torch.load(tmp_path / "file.pt", weights_only=True)["model"]) == set(theirs)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("tokenflow-b", "teacher='clipb_224', codebook_size=32768"),
+        ("tokenflow-b-256-enhanced", "teacher='clipb_224', codebook_size=32768, infer_interpolate=True, enhanced_d"),
+        ("tokenflow-l-enhanced", "teacher='vitamin_xlarge_256', codebook_size=32768, enhanced_decoder=True"),
+        ("tokenflow-xl", "teacher='siglip_384', codebook_size=32768"),
+    ],
+)
+def test_the_options_that_build_it_in_the_authors_code_are_named(name, options):
+    trained = dataclasses.replace(preset(name, pretrained=None), commitment_weight=1.0, entropy_weight=0.1)
+    assert authors_options(trained).startswith(options)
+    assert "codebook_size=64" in authors_options(dataclasses.replace(trained, codebook_size=64))
+
+
+@pytest.mark.parametrize("name", ["tokenflow-nano", "tokenflow-l-table11", "vqgan"])
+def test_what_the_authors_code_cannot_build_is_not_exported(name, tmp_path, capsys):
+    with pytest.raises(ValueError, match=r"builds nothing but tokenflow-b.*Export one of these"):
+        authors_options(preset(name))
+    if name == "tokenflow-nano":
+        TokenFlowTokenizer(preset(name)).save_pretrained(tmp_path / "folder")
+        assert main(["export-checkpoint", str(tmp_path / "folder"), "--out", str(tmp_path / "file.pt")]) == 2
+        assert "this tokenizer has 32 pixels" in capsys.readouterr().err
+        assert not (tmp_path / "file.pt").exists()
 
 
 @pytest.mark.parametrize(("name", "expected"), TOKENIZERS.items())
@@ -277,6 +298,11 @@ def test_a_whole_file_has_the_manifest_and_is_imported_at_224_and_at_interpolate
         loaded = TokenFlowTokenizer.from_pretrained(tmp_path / "out")
         assert loaded.config == preset(name)
         assert all(value.dtype == torch.float32 and (value == 0.5).all() for value in loaded.state_dict().values())
+    del content, loaded
+    assert main(["export-checkpoint", str(tmp_path / "out"), "--out", str(file)]) == 0
+    assert "strict=True, built with teacher='clipb_224'" in capsys.readouterr().out
+    back = torch.load(file, weights_only=True, mmap=True)["model"]
+    assert [[key, list(value.shape)] for key, value in back.items()] == [[key, s] for key, (s, _) in listed.items()]
 
 
 def test_weights_of_nothing_known_are_refused():

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from tokenflow import TokenFlowTokenizer
-from tokenflow.tokenizer.authors import write_authors_file
+from tokenflow.tokenizer.authors import authors_options, write_authors_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,8 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Read the folder, write the file."""
     tokenizer = TokenFlowTokenizer.from_pretrained(arguments.tokenizer)
+    options = authors_options(tokenizer.config)
     count = sum(parameter.numel() for parameter in tokenizer.parameters())
     print(f"{arguments.tokenizer}: {count:,} parameters; writing {arguments.out}", flush=True)
     write_authors_file(tokenizer, arguments.out)
-    print(f"{arguments.out} written; the authors' code loads it with strict=True")
+    print(f"{arguments.out} written; the authors' code loads it with strict=True, built with {options}")
     return 0

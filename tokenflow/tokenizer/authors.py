@@ -38,6 +38,9 @@ AUTHORS_PRESETS = (
 )
 
 
+_TEACHERS = {"tokenflow-b": "clipb_224", "tokenflow-l": "vitamin_xlarge_256", "tokenflow-xl": "siglip_384"}
+
+
 def read_authors_file(path: str | Path) -> dict[str, Tensor]:
     """The weights of one of the authors' files, mapped into memory rather than read where its format allows it.
 
@@ -116,6 +119,30 @@ def authors_config(state: Mapping[str, Tensor], *, name: str | None = None) -> T
     config = preset(name or likely_preset(state))
     codebook = state.get("quantize.embedding_vqkd.weight")
     return config if codebook is None else dataclasses.replace(config, codebook_size=codebook.shape[0])
+
+
+def authors_options(config: TokenizerConfig) -> str:
+    """What the authors' code must be told to build this tokenizer: their option names and values.
+
+    Raises:
+        ValueError: It can build no such tokenizer, whatever the options.
+    """
+    for name in AUTHORS_PRESETS:
+        wanted = preset(name)
+        free = {field: getattr(wanted, field) for field in ("codebook_size", "commitment_weight", "entropy_weight")}
+        if dataclasses.replace(config, **free).with_pretrained(None) == wanted.with_pretrained(None):
+            teacher = _TEACHERS[name.replace("-256", "").removesuffix("-enhanced")]
+            options = [f"teacher={teacher!r}", f"codebook_size={config.codebook_size}"]
+            options += ["infer_interpolate=True"] if "-256" in name else []
+            return ", ".join(options + (["enhanced_decoder=True"] if name.endswith("-enhanced") else []))
+    decoder = config.pixel_decoder and config.pixel_decoder.convolutional
+    size = f"{decoder.channels} channels and {decoder.blocks} blocks" if decoder else "no size: there is none"
+    raise ValueError(
+        f"the authors' code builds nothing but {', '.join(AUTHORS_PRESETS)}, at any codebook size; this tokenizer has "
+        f"{config.image_size} pixels, scales {config.scales}, the branches {[b.name for b in config.branches]} and a "
+        f"pixel decoder of {size} (theirs: 128 and 2, enhanced 256 and 4). Export one of these; any tokenizer can be "
+        "shared as a folder (save_pretrained, push_to_hub)."
+    )
 
 
 def import_tokenizer(state: Mapping[str, Tensor], *, config: TokenizerConfig | None = None) -> TokenFlowTokenizer:
