@@ -85,6 +85,15 @@ COMMANDS: tuple[Command, ...] = (
         ),
     ),
     Command(
+        name="find-faces",
+        summary="faces into the records of shards or pictures, and an index by which training upsamples them",
+        module="tokenflow.commands.find_faces",
+        examples=(
+            "tokenflow find-faces shards --workers 8",
+            "tokenflow find-faces shards --model face_detection_yunet_2023mar.onnx --workers 8",
+        ),
+    ),
+    Command(
         name="recaption",
         summary="new captions for shards from a Qwen-VL, in this process or behind a server",
         module="tokenflow.commands.recaption",

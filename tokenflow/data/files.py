@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, also where the process that writes them dies: written under a hidden name
 beside their place, synced, renamed."""
 
+import fcntl
 import json
 import logging
 import os
@@ -50,3 +51,21 @@ def write_beside(path: Path, content: str) -> None:
         write_whole(path, content)
     except OSError as error:
         logger.info("%s stays in memory: %s", path, error)
+
+
+@contextmanager
+def locked(path: Path, *, what: str) -> Iterator[None]:
+    """Holds `what`, named in messages, against other processes by a lock on the file `path`, whose folder exists.
+
+    Raises:
+        ValueError: Another process has it.
+    """
+    with open(path, "wb") as file:
+        try:
+            # not flock: this one is not inherited by the workers, which may outlive a killed parent for a moment
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{what!r} is being written by another process; wait for it") from error
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): let one process at a time write there", what, error)
+        yield

@@ -131,7 +131,7 @@ def rewrite_shard(
                 if sample.record is None:
                     report.counts["changed/metadata_dropped"] += 1
                 members = with_caption(sample, caption, model=model, prompt=prompt)
-            writer.add(_safe(sample), members)
+            writer.add(safe_stored_key(sample), members)
             report.counts["written"] += 1
     report.entry = writer.entry
     return report
@@ -163,7 +163,7 @@ def with_caption(sample: StoredSample, caption: str, *, model: str, prompt: str)
     return sample.members | {"txt": caption.encode(), "json": content}
 
 
-def _safe(sample: StoredSample) -> str:
+def safe_stored_key(sample: StoredSample) -> str:
     """The key as it was, unless unpacking it would write elsewhere."""
     parts = sample.key.split("/")
     harmless = sample.key.isprintable() and not any(part in ("", ".", "..") for part in parts)

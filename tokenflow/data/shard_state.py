@@ -6,9 +6,7 @@ then the hidden folder goes.
 """
 
 import base64
-import fcntl
 import json
-import logging
 import os
 import shutil
 import struct
@@ -20,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from tokenflow.data.counts import MANIFEST_NAME
-from tokenflow.data.files import write_json, write_whole
+from tokenflow.data.files import locked, write_json, write_whole
 from tokenflow.data.shard_writer import ShardEntry
 
-logger = logging.getLogger(__name__)
 REPORT_NAME = "report.jsonl"
 _FOLDER = ".progress"
 _SETTINGS = "settings.json"
@@ -138,14 +135,7 @@ class ShardFolder:
             ValueError: Another process is at it.
         """
         self._hidden.mkdir(parents=True, exist_ok=True)
-        with open(self._hidden / "lock", "wb") as file:
-            try:
-                # not flock: this one is not inherited by the workers, which may outlive a killed parent for a moment
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(f"{str(self.folder)!r} is being written by another process; wait for it") from error
-            except OSError as error:
-                logger.warning("%s cannot be locked (%s): let one process at a time write there", self.folder, error)
+        with locked(self._hidden / "lock", what=str(self.folder)):
             for left in (*self.folder.glob(".*.partial"), *self._hidden.glob(".*.partial")):
                 left.unlink(missing_ok=True)
             write_json(self._hidden / _SETTINGS, self.settings)
