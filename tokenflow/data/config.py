@@ -1,6 +1,6 @@
 """What a run reads, and the place in it that a checkpoint keeps."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 
@@ -16,6 +16,9 @@ class SourceConfig:
     """Share of this source in the mixture, relative to the other sources' weights."""
     kind: Literal["auto", "shards", "folder"] = "auto"
     """How to read the path; auto takes shards where there are .tar files, else a folder of pictures."""
+    face_factor: float = 1.0
+    """By how much training multiplies the share of samples with faces (the paper doubles it: 2.0). Needs the index that
+    `tokenflow find-faces` writes; evaluation ignores it."""
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -23,6 +26,10 @@ class SourceConfig:
         if not self.weight > 0:
             raise ValueError(
                 f"weight {self.weight} of source {self.path!r} must be positive; leave the source out to skip it"
+            )
+        if not 0 < self.face_factor < float("inf"):
+            raise ValueError(
+                f"face_factor {self.face_factor} of source {self.path!r} must be positive; 1 leaves shares as they are"
             )
 
 
@@ -68,6 +75,10 @@ class DataConfig:
         for name, least in (("num_workers", 0), ("prefetch_batches", 1), ("window_shards", 1), ("min_bad_samples", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} {getattr(self, name)}; expected at least {least}")
+
+    def without_upsampling(self) -> "DataConfig":
+        """The same for reading samples one after the other: no source upsamples, and needs an index for it."""
+        return replace(self, sources=tuple(replace(source, face_factor=1.0) for source in self.sources))
 
 
 @dataclass(frozen=True, kw_only=True)

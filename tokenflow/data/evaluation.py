@@ -59,7 +59,7 @@ class EvaluationBatches:
             raise ValueError(f"num_workers {num_workers}; expected at least 0")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} must lie in 0..{world_size - 1} (world_size {world_size})")
-        self.reader = SampleReader(config, seed=0, at_least=needed)
+        self.reader = SampleReader(config.without_upsampling(), seed=0, at_least=needed)
         total = sum(self.reader.sizes)
         if count is not None and count > total:
             raise ValueError(f"count {count} samples asked for, the sources hold {total}; expected 1 to {total}")

@@ -14,7 +14,8 @@ from tokenflow.data.hashing import permutation
 from tokenflow.data.memo import Memo
 
 _BITS = 40
-_SMALLEST_SHARE = 1e-6
+SMALLEST_SHARE = 1e-6
+"""Of a source; less would make the blocks very long."""
 
 
 class Mixture:
@@ -27,9 +28,9 @@ class Mixture:
         if not weights or not all(isfinite(weight) and weight > 0 for weight in weights):
             raise ValueError(f"source weights {tuple(weights)} must be positive numbers; leave out a source to skip it")
         shares = np.asarray(weights, dtype=np.float64) / float(np.sum(weights))
-        if shares.min() < _SMALLEST_SHARE:
+        if shares.min() < SMALLEST_SHARE:
             raise ValueError(
-                f"a source's share of the mixture is {shares.min():.2g}; expected at least {_SMALLEST_SHARE}. "
+                f"a source's share of the mixture is {shares.min():.2g}; expected at least {SMALLEST_SHARE}. "
                 "Raise its weight or leave it out."
             )
         self.shares = tuple(shares.tolist())

@@ -36,6 +36,10 @@ class SourceOrder:
         indices = self._windows.get((epoch, window), lambda: self._make_window(epoch, window))
         return epoch, int(indices[offset - start])
 
+    def stand_in(self, position: int, draw: int) -> int:
+        """A sample that replaces the one at a position, chosen by a large random number."""
+        return draw % self.size
+
     def _epoch(self, epoch: int) -> tuple[np.ndarray, list[int]]:
         return self._epochs.get(epoch, lambda: self._make_epoch(epoch))
 

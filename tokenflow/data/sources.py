@@ -11,6 +11,8 @@ import numpy as np
 
 from tokenflow.data.codes import codes_of
 from tokenflow.data.config import DataConfig, SourceConfig
+from tokenflow.data.face_index import faces_of_source
+from tokenflow.data.face_order import FaceOrder
 from tokenflow.data.folders import FolderSource
 from tokenflow.data.hashing import mix
 from tokenflow.data.mixture import Mixture
@@ -88,10 +90,7 @@ class SampleReader:
         self.codes = codes_of(replace(config, sources=config.sources[: len(self.sources)]))
         """Whose codes the sources hold; None where they hold pictures."""
         self.mixture = Mixture([source.weight for source in config.sources], seed=seed)
-        self.orders = [
-            SourceOrder(source.shard_sizes, seed=seed, source=number, window_shards=config.window_shards)
-            for number, source in enumerate(self.sources)
-        ]
+        self.orders = [self._order(number) for number in range(len(self.sources))]
 
     def read(self, position: int) -> tuple[Sample, list[SkippedSample]]:
         """The sample at a global position, and the unusable ones it stands in for.
@@ -104,7 +103,7 @@ class SampleReader:
         skipped: list[SkippedSample] = []
         for attempt in range(_MAX_ATTEMPTS):
             if attempt:
-                index = mix(self.seed, number, epoch, place, attempt) % self.sizes[number]
+                index = self.orders[number].stand_in(place, mix(self.seed, number, epoch, place, attempt))
             try:
                 return self._load(number, epoch, index, train=True), skipped
             except BadSample as error:
@@ -125,6 +124,20 @@ class SampleReader:
                     return self._skipped(number, index, error)
             index -= size
         raise IndexError("sample index beyond the last source")
+
+    def _order(self, number: int) -> SourceOrder | FaceOrder:
+        config, source = self.config.sources[number], self.sources[number]
+        settings = {"seed": self.seed, "source": number, "window_shards": self.config.window_shards}
+        if config.face_factor == 1:
+            return SourceOrder(source.shard_sizes, **settings)
+        having = faces_of_source(source, path=config.path)
+        try:
+            order = FaceOrder(having, factor=config.face_factor, **settings)
+        except ValueError as error:
+            raise ValueError(f"source {self.names[number]!r}: {error}") from error
+        # part of the cursor: with another factor or index, a run cannot be resumed exactly
+        self.names[number] += f" (faces x {config.face_factor:g}, index {order.digest})"
+        return order
 
     def _load(self, number: int, epoch: int, index: int, *, train: bool) -> Sample:
         raw = self.sources[number].read(index)
