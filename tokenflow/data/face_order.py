@@ -24,7 +24,7 @@ _KEPT_SHARDS = 64
 
 
 class FaceOrder:
-    """As `SourceOrder`: `order[position]` is (epoch, sample index); epochs are counted apart, with faces and without."""
+    """As `SourceOrder`: `order[position]` is (epoch, sample index). Each of the two streams counts its own epochs."""
 
     def __init__(
         self, having: Sequence[np.ndarray], *, factor: float, seed: int, source: int = 0, window_shards: int = 8
