@@ -245,6 +245,17 @@ def test_the_options_that_build_it_in_the_authors_code_are_named(name, options):
     assert "codebook_size=64" in authors_options(dataclasses.replace(trained, codebook_size=64))
 
 
+def test_codebooks_of_another_size_and_width_are_recognised():
+    state = {key: torch.empty(shape, device="meta") for key, (shape, _) in key_manifest("clipb_224").items()}
+    state |= {f"quantize.embedding_{k}.weight": torch.empty(99, w) for k, w in (("vqkd", 24), ("vqgan", 16))}
+    config = authors_config(state)
+    assert (config.codebook_size, config.code_widths, config.semantic_decoder.vision.in_channels) == (99, (24, 16), 24)
+    assert authors_options(config).endswith("codebook_size=99, semantic_code_dim=24, codebook_embed_dim=16")
+    with torch.device("meta"):
+        theirs = to_authors(config, TokenFlowTokenizer(config).state_dict())
+    assert theirs["quant_conv.weight"].shape == (16, 256, 1, 1) and theirs["encode_task_layer.2.weight"].shape[0] == 24
+
+
 @pytest.mark.parametrize("name", ["tokenflow-nano", "tokenflow-l-table11", "vqgan"])
 def test_what_the_authors_code_cannot_build_is_not_exported(name, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"builds nothing but tokenflow-b.*Export one of these"):

@@ -12,7 +12,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -115,10 +115,25 @@ def likely_preset(state: Mapping[str, Tensor]) -> str:
 
 
 def authors_config(state: Mapping[str, Tensor], *, name: str | None = None) -> TokenizerConfig:
-    """The preset `name`, or the one recognised by its shapes, with the codebook's size that the weights have."""
+    """The preset `name`, or the one recognised by its shapes, with the codebooks' sizes that the weights have."""
     config = preset(name or likely_preset(state))
-    codebook = state.get("quantize.embedding_vqkd.weight")
-    return config if codebook is None else dataclasses.replace(config, codebook_size=codebook.shape[0])
+    codebooks = [state.get(f"quantize.embedding_{branch}.weight") for branch in ("vqkd", "vqgan")]
+    if any(codebook is None or codebook.ndim != 2 for codebook in codebooks):
+        return config
+    (size, semantic), (_, pixel) = (codebook.shape for codebook in codebooks)
+    return _with_codebooks(config, size=size, widths=(semantic, pixel))
+
+
+def _with_codebooks(config: TokenizerConfig, *, size: int, widths: Sequence[int]) -> TokenizerConfig:
+    """Other codebooks, which the authors' training has options for; the semantic decoder reads the first."""
+    branches = zip(config.branches, widths, strict=True)
+    vision = dataclasses.replace(config.semantic_decoder.vision, in_channels=widths[0])
+    return dataclasses.replace(
+        config,
+        codebook_size=size,
+        branches=tuple(dataclasses.replace(branch, code_width=width) for branch, width in branches),
+        semantic_decoder=dataclasses.replace(config.semantic_decoder, vision=vision),
+    )
 
 
 def authors_options(config: TokenizerConfig) -> str:
@@ -128,20 +143,25 @@ def authors_options(config: TokenizerConfig) -> str:
         ValueError: It can build no such tokenizer, whatever the options.
     """
     for name in AUTHORS_PRESETS:
-        wanted = preset(name)
-        free = {field: getattr(wanted, field) for field in ("codebook_size", "commitment_weight", "entropy_weight")}
-        if dataclasses.replace(config, **free).with_pretrained(None) == wanted.with_pretrained(None):
+        wanted = preset(name, pretrained=None)
+        if len(config.branches) == len(wanted.branches):
+            wanted = _with_codebooks(wanted, size=config.codebook_size, widths=config.code_widths)
+        training = {field: getattr(wanted, field) for field in ("commitment_weight", "entropy_weight")}
+        if dataclasses.replace(config, **training).with_pretrained(None) == wanted:
             teacher = _TEACHERS[name.replace("-256", "").removesuffix("-enhanced")]
             options = [f"teacher={teacher!r}", f"codebook_size={config.codebook_size}"]
+            semantic, pixel = config.code_widths
+            options += [f"semantic_code_dim={semantic}"] if semantic != 32 else []
+            options += [f"codebook_embed_dim={pixel}"] if pixel != 8 else []
             options += ["infer_interpolate=True"] if "-256" in name else []
             return ", ".join(options + (["enhanced_decoder=True"] if name.endswith("-enhanced") else []))
     decoder = config.pixel_decoder and config.pixel_decoder.convolutional
     size = f"{decoder.channels} channels and {decoder.blocks} blocks" if decoder else "no size: there is none"
     raise ValueError(
-        f"the authors' code builds nothing but {', '.join(AUTHORS_PRESETS)}, at any codebook size; this tokenizer has "
-        f"{config.image_size} pixels, scales {config.scales}, the branches {[b.name for b in config.branches]} and a "
-        f"pixel decoder of {size} (theirs: 128 and 2, enhanced 256 and 4). Export one of these; any tokenizer can be "
-        "shared as a folder (save_pretrained, push_to_hub)."
+        f"the authors' code builds nothing but {', '.join(AUTHORS_PRESETS)}, at any codebook size and width; this "
+        f"tokenizer has {config.image_size} pixels, scales {config.scales}, the branches "
+        f"{[branch.name for branch in config.branches]} and a pixel decoder of {size} (theirs: 128 and 2, enhanced 256 "
+        "and 4). Export one of these; any tokenizer can be shared as a folder (save_pretrained, push_to_hub)."
     )
 
 
