@@ -162,6 +162,16 @@ def test_keys_newer_than_the_checkpoint_are_a_warning(tmp_path, caplog):
         train_to(tmp_path, 3, recipe={**newer, "model": {"width": 3, "extra": {"weight": 1.0}, "depth": 2}})
 
 
+def test_a_new_key_of_a_source_is_a_warning_and_a_new_source_an_error(tmp_path, caplog):
+    train_to(tmp_path, 1, recipe={"data": {"sources": [{"path": "a"}]}})
+    train_to(tmp_path, 2, recipe={"data": {"sources": [{"path": "a", "factor": 1.0}]}})
+    assert "before the recipe had data.sources.0.factor (now 1.0)" in caplog.text
+    with pytest.raises(ValueError, match=r"data.sources.length: 1 there, 2 here"):
+        train_to(tmp_path, 3, recipe={"data": {"sources": [{"path": "a", "factor": 1.0}, {"path": "b"}]}})
+    with pytest.raises(ValueError, match=r"data.sources.0.path: 'a' there, 'b' here"):
+        train_to(tmp_path, 3, recipe={"data": {"sources": [{"path": "b", "factor": 1.0}]}})
+
+
 def test_a_path_moves_this_runs_later_checkpoints_aside(tmp_path):
     train_to(tmp_path / "other", 1)
     train_to(tmp_path / "run", 5, save_every=1)

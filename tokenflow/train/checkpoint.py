@@ -271,8 +271,8 @@ class Checkpoints:
         distributed.barrier()
 
     def _check_recipe(self, folder: Path) -> None:
-        theirs = flatten(yaml.safe_load((folder / "recipe.yaml").read_text()) or {})
-        ours = flatten(self._recipe)
+        theirs = _compared(yaml.safe_load((folder / "recipe.yaml").read_text()) or {})
+        ours = _compared(self._recipe)
         new = [key for key in ours if not _has(theirs, key) and not self._is_free(key)]
         if new:
             logger.warning(
@@ -299,6 +299,19 @@ class Checkpoints:
 
     def _is_free(self, key: str) -> bool:
         return any(key == free or key.startswith(f"{free}.") for free in self._may_change)
+
+
+def _compared(recipe: Any) -> dict[str, Any]:
+    """A recipe's values by dotted key, those of sections in lists too, so that a new key of one is seen as new."""
+    found: dict[str, Any] = {}
+    for key, value in flatten(recipe).items():
+        if not (isinstance(value, list) and value and all(isinstance(item, dict) for item in value)):
+            found[key] = value
+            continue
+        found[f"{key}.length"] = len(value)
+        for number, item in enumerate(value):
+            found |= flatten(_compared(item), prefix=f"{key}.{number}")
+    return found
 
 
 def _has(flat: Mapping[str, Any], key: str) -> bool:
