@@ -8,7 +8,8 @@ from tests.train.launching import run, start, wait_until
 from tokenflow.train import EXIT_HUNG, TrainConfig, read_rows
 from tokenflow.train.pulse import Pulse, find_behind, find_silent, moved, read_pulses, write_pulse
 
-SECONDS = 9.0
+SECONDS = 12.0
+"""A rank that gets no processor for half of that counts as silent."""
 
 
 def pulse(**values):
@@ -39,6 +40,9 @@ def test_a_rank_that_ended_by_itself_is_named_and_one_that_lost_the_others_is_no
         ([pulse(waiting=True), pulse(waiting=True)], []),
         ([pulse(), pulse()], []),
         ([pulse(progress=11), pulse(progress=9, ended="finished")], []),
+        ([pulse(progress=11, waiting=True, ended="gave up", lost_others=True), pulse(progress=10)], [1]),
+        ([pulse(waiting=True, ended="gave up", lost_others=True), pulse()], [1]),
+        ([pulse(progress=11, waiting=True), pulse(ended="gave up", lost_others=True)], []),
     ],
 )
 def test_the_rank_furthest_behind_or_alone_outside_a_collective_holds_up_the_others(pulses, behind):
@@ -93,7 +97,8 @@ def test_a_stopped_rank_is_named_by_the_others(tmp_path, world_size):
     assert EXIT_HUNG in [code for code, _ in ended.values()]
 
 
-@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 4])
 def test_a_rank_that_sleeps_in_its_loader_is_named_by_the_others_and_by_itself(tmp_path, world_size):
     ended = hung_run(tmp_path, "--sleep_at", 1, 3, world_size=world_size)
     for rank, (_, output) in ended.items():
@@ -101,7 +106,8 @@ def test_a_rank_that_sleeps_in_its_loader_is_named_by_the_others_and_by_itself(t
         assert f"because of rank 1{this}: it" in output, output[-3000:]
         assert "step 3, loading, at tiny_run.py" in output, output[-3000:]
     assert ended[1][0] == EXIT_HUNG and "__next__" in ended[1][1]
-    assert EXIT_HUNG in [code for rank, (code, _) in ended.items() if rank != 1]
+    # Another rank ends by its own watch, or by the connection that rank 1 takes with it: whichever comes first.
+    assert 0 not in [code for code, _ in ended.values()]
 
 
 @pytest.mark.slow

@@ -123,9 +123,10 @@ def find_behind(pulses: Sequence[Pulse | None]) -> list[Finding]:
     """Of ranks that all beat but do not go on, those that the others wait for.
 
     They are those furthest behind; where all are equally far, those that are not in a collective while others are.
-    Empty when nothing tells them apart.
+    A rank that gave up waiting still tells how far it was. Empty when nothing tells them apart.
     """
-    known = [(rank, pulse) for rank, pulse in enumerate(pulses) if pulse is not None and not pulse.ended]
+    compared = [(rank, pulse) for rank, pulse in enumerate(pulses) if pulse is not None]
+    known = [(rank, pulse) for rank, pulse in compared if not pulse.ended or pulse.lost_others]
     least = min((pulse.progress for _, pulse in known), default=0)
     behind = [(rank, pulse) for rank, pulse in known if pulse.progress == least]
     if len(behind) == len(known):
@@ -135,6 +136,7 @@ def find_behind(pulses: Sequence[Pulse | None]) -> list[Finding]:
     return [
         Finding(rank, f"({_who(pulse)}) runs but does not go on: {_where(pulse)}", running=True, slow=pulse.slow)
         for rank, pulse in behind
+        if not pulse.ended
     ]
 
 
