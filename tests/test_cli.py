@@ -70,8 +70,9 @@ def test_what_a_user_can_mend_is_one_line_and_a_fault_of_ours_is_not(monkeypatch
 
     assert failing(ValueError("size is 3,\n expected 4")) == 2
     assert capsys.readouterr().err == "error: size is 3, expected 4\n"
-    assert failing(FileNotFoundError(2, "No such file", "x.png")) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    assert failing(PermissionError(13, "Permission denied", "x.png")) == 2
+    said = "error: x.png: Permission denied. Check the path, and whether you may read or write there.\n"
+    assert capsys.readouterr().err == said
     with pytest.raises(ZeroDivisionError):
         failing(ZeroDivisionError())
 
@@ -119,8 +120,12 @@ def test_reconstruct_side_by_side_holds_the_original(folder, size, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["absent.png"], "absent.png"),
-        (["text.png"], "text.png"),
+        (["absent.png"], "absent.png: no such file; expected a picture file"),
+        (["folder"], "folder: a folder; expected a picture file"),
+        (["text.png"], "of no known format. Expected a JPEG, PNG or the like"),
+        (["good.png", "--device", "meta"], "expected auto, cpu"),
+        (["good.png", "--out", "text.png"], "text.png is a file; expected a folder. Choose another name"),
+        (["good.png", "--out", "text.png/below"], "text.png is a file; expected a folder. Choose another name"),
         (["good.png", "--device", "cuda:9"], "use --device cpu"),
         (["good.png", "--device", "abacus"], "expected auto, cpu"),
         (["good.png", "--out", "."], "overwritten"),
@@ -130,6 +135,7 @@ def test_reconstruct_complains_in_one_line(arguments, words, folder, tmp_path, m
     monkeypatch.chdir(tmp_path)
     photograph(tmp_path / "good.png", width=20, height=20)
     (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "folder").mkdir()
     assert main(["reconstruct", *arguments, "--tokenizer", str(folder)]) == 2
     complaint = capsys.readouterr().err
     assert complaint.startswith("error: ") and complaint.count("\n") == 1 and words in complaint

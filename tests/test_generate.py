@@ -96,9 +96,14 @@ def test_top_k_and_top_p_and_a_negative_prompt_are_taken(model, tmp_path):
         ([PROMPT, "--top_k", "5"], "give both, or --steps alone"),
         ([PROMPT, "--count", "0"], "--count is 0; expected at least 1"),
         ([PROMPT, "--count", "2", "--output", "a.png"], "one file for several pictures"),
+        ([PROMPT, "--output", "../taken"], "taken is a file; expected a folder. Choose another name"),
+        ([PROMPT, "--output", "../taken/a.png"], "taken is a file; expected a folder. Choose another name"),
     ],
 )
 def test_what_makes_no_sense_is_one_line(arguments, words, model, tmp_path, monkeypatch, capsys):
+    (tmp_path / "taken").write_text("")
+    tmp_path = tmp_path / "here"
+    tmp_path.mkdir()
     monkeypatch.chdir(tmp_path)
     assert generate(*arguments, model=model) == 2
     complaint = capsys.readouterr().err

@@ -77,11 +77,13 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         name="make-shards",
-        summary="a folder of pictures, or shards, to checked webdataset shards without duplicates",
+        summary="pictures of folders, tables, shards or data sets to checked webdataset shards without duplicates",
         module="tokenflow.commands.make_shards",
         examples=(
             "tokenflow make-shards pictures --out shards --short_side 512 --workers 8",
             "tokenflow make-shards 'raw/{0000..0127}.tar' --out shards --duplicates near --min_side 256 --seed 1",
+            "tokenflow make-shards captions.csv --images pictures --caption_column title --out shards",
+            "tokenflow make-shards hf:org/name --split train --out shards",
         ),
     ),
     Command(
@@ -145,11 +147,18 @@ def main(argv: Sequence[str] | None = None, *, commands: Sequence[Command] = COM
         return int(module.run(parsed) or 0)
     except (ValueError, OSError) as error:
         # What a user can mend is said in one line; anything else is a fault of ours and keeps its traceback.
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {_in_words(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _in_words(error: Exception) -> str:
+    """An error as one line; the operating system's own, which name no remedy, with one."""
+    if isinstance(error, OSError) and error.errno and error.filename:
+        return f"{error.filename}: {error.strerror}. Check the path, and whether you may read or write there."
+    return " ".join(str(error).split())
 
 
 def _without_command(arguments: Sequence[str], commands: Sequence[Command]) -> int:

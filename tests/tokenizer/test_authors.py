@@ -177,7 +177,19 @@ def test_a_folder_and_a_missing_file_are_named(tmp_path, capsys):
     assert main(["import-checkpoint", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "is a folder; expected a .pt file" in capsys.readouterr().err
     assert main(["import-checkpoint", str(tmp_path / "none.pt"), "--out", str(tmp_path / "out")]) == 2
-    assert "none.pt" in capsys.readouterr().err
+    assert "none.pt: no such file; expected a .pt file" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_anything_is_read(tmp_path, capsys):
+    (tmp_path / "taken").write_text("")
+    assert main(["import-checkpoint", "none.pt", "--out", str(tmp_path / "taken")]) == 2
+    assert "taken is a file; expected a folder" in capsys.readouterr().err
+    for out, words in (
+        (tmp_path, "is a folder; expected a file"),
+        (tmp_path / "taken" / "a.pt", "is a file; expected"),
+    ):
+        assert main(["export-checkpoint", "nowhere", "--out", str(out)]) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_a_missing_and_a_left_over_key_are_named(tokenizer, theirs):

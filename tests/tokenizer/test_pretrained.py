@@ -87,6 +87,12 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
         build_teacher(teacher_preset("clip-b16", pretrained=str(tmp_path / "tower.pt")))
 
 
+def test_a_file_in_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "model.pt").write_text("")
+    with pytest.raises(OSError, match=r"model\.pt is a file; expected the folder"):
+        TokenFlowTokenizer.from_pretrained(tmp_path / "model.pt")
+
+
 def test_what_is_no_tokenizer_folder_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         TokenFlowTokenizer.from_pretrained(tmp_path)

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from tokenflow import TokenFlowTokenizer
+from tokenflow.commands.targets import check_file
 from tokenflow.tokenizer.authors import authors_options, write_authors_file
 
 
@@ -15,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read the folder, write the file."""
+    check_file(arguments.out, option="--out")
     tokenizer = TokenFlowTokenizer.from_pretrained(arguments.tokenizer)
     options = authors_options(tokenizer.config)
     count = sum(parameter.numel() for parameter in tokenizer.parameters())

@@ -9,6 +9,7 @@ import torch
 
 from tokenflow import TextToImage
 from tokenflow.commands.reconstruct import choose_device
+from tokenflow.commands.targets import check_file, check_folder
 from tokenflow.evaluation.grid import Picture, tile
 from tokenflow.evaluation.measure import png_bytes, write_atomic
 from tokenflow.evaluation.reconstruction import reconstruct_uint8
@@ -101,8 +102,10 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError("--top_k and --top_p belong together; give both, or --steps alone")
     steps = {} if arguments.top_k is None else {"top_k": arguments.top_k, "top_p": arguments.top_p}
     SamplingConfig(guidance_scale=arguments.guidance_scale, guidance=arguments.guidance, **steps)
-    if arguments.output.suffix.lower() == ".png" and len(arguments.prompts) * arguments.count > 1:
+    one_file = arguments.output.suffix.lower() == ".png"
+    if one_file and len(arguments.prompts) * arguments.count > 1:
         raise ValueError(f"--output {arguments.output} is one file for several pictures; give a folder")
+    (check_file if one_file else check_folder)(arguments.output, option="--output")
 
 
 def read_prompts(prompts: list[str], model: TextToImage) -> list[str] | list[int]:

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from tokenflow.commands.targets import check_folder
 from tokenflow.tokenizer.authors import (
     AUTHORS_PRESETS,
     authors_config,
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read, check every key and shape, write the folder."""
+    check_folder(arguments.out, option="--out")
     state = read_authors_file(arguments.file)
     gigabytes = sum(value.nbytes for value in state.values()) / 1e9
     print(f"{arguments.file}: {len(state)} tensors, {gigabytes:.2f} GB", flush=True)

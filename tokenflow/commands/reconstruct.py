@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from tokenflow import TokenFlowTokenizer
+from tokenflow.commands.targets import check_folder
 from tokenflow.data.samples import BadSample
 from tokenflow.data.transforms import center_crop, decode_image, to_array, to_tensor
 from tokenflow.evaluation.grid import Picture, tile
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Reconstruct each picture, write a PNG, print a line each."""
     device = choose_device(arguments.device)
+    check_folder(arguments.out, option="--out")
     pictures = [read_picture(path) for path in arguments.images]
     tokenizer = TokenFlowTokenizer.from_pretrained(arguments.tokenizer).eval().to(device)
     size = tokenizer.config.image_size
@@ -70,10 +72,13 @@ def picture_psnr(original: Picture, reconstruction: Picture) -> float:
 
 def read_picture(path: Path) -> Image.Image:
     """A picture file as RGB, upright; OSError when it is absent, ValueError when it is no picture."""
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"{path}: {found}; expected a picture file. Check the path.")
     try:
         return decode_image(path.read_bytes())
     except BadSample as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {error}. Expected a JPEG, PNG or the like.") from error
 
 
 def target_paths(images: list[Path], folder: Path) -> list[Path]:
@@ -98,6 +103,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device is {name!r}, expected auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {name!r}, expected auto, cpu, cuda or cuda:N")
     available = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= available:
         raise ValueError(f"device is {name!r}, but torch sees {available} GPUs; use --device cpu or auto")

@@ -283,6 +283,8 @@ def find_folder(
         if revision is not None:
             raise ValueError(f"{source} is a local folder and has no revision {revision!r}. Leave `revision` out.")
         return directory
+    if directory.exists():
+        raise NotADirectoryError(f"{source} is a file; expected the folder that `save_pretrained` wrote.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

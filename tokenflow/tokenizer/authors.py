@@ -11,6 +11,7 @@ import dataclasses
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,6 +68,8 @@ def _load(path: Path) -> object:
     """torch.load without unpickling strangers; what goes wrong is said in a line."""
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; expected a .pt file of the authors' code.")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file; expected a .pt file of the authors' code. Check the path.")
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(2)
@@ -75,7 +78,9 @@ def _load(path: Path) -> object:
         state = "empty" if size == 0 else "cut off"
         raise ValueError(f"{path} is {state} ({size:,} bytes). Copy or download it again.")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            # What is wrong with a pickle of another protocol is said below, in one line.
+            warnings.simplefilter("ignore", UserWarning)
             # Files of before torch 1.6 are no archives and cannot be mapped.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except (RuntimeError, ValueError, KeyError, AttributeError, IndexError, EOFError, pickle.UnpicklingError) as error:

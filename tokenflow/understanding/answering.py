@@ -33,7 +33,8 @@ class Decoding:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}; expected 1 or more.")
         if not 0 <= self.temperature < float("inf") or not 0 < self.top_p <= 1:
             raise ValueError(
-                f"temperature is {self.temperature} and top_p {self.top_p}; expected 0 or more, and above 0 to 1."
+                f"temperature is {self.temperature} and top_p {self.top_p}; expected a temperature of 0 "
+                "(the likeliest token) or more, and a top_p above 0 and up to 1."
             )
 
 

@@ -62,7 +62,7 @@ class Chat:
         if room < 1:
             raise ValueError(
                 f"the conversation has {batch.ids.shape[1]} positions and the cache {self._cache.max_length}. Begin a "
-                "new chat, or one with a larger context."
+                "new chat, shorten the question, or give a larger context."
             )
         return self._answer(conversation, batch, [*self._features, *features], room)
 
