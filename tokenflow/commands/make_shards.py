@@ -1,17 +1,18 @@
-"""`tokenflow make-shards`: pictures, captions and records of a folder or of shards, checked, as webdataset shards."""
+"""`tokenflow make-shards`: pictures, captions and records of whatever holds them, checked, as webdataset shards."""
 
 import argparse
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from tokenflow.data import SourceConfig
+from tokenflow.data.inputs import open_input
 from tokenflow.data.picture_check import PictureConfig, PictureFormat
 from tokenflow.data.sample_check import CaptionConfig
 from tokenflow.data.shard_making import MakeShardsConfig, ShardMaking
 from tokenflow.data.shard_state import REPORT_NAME
-from tokenflow.data.sources import open_source
+from tokenflow.data.tables import TableConfig
 from tokenflow.evaluation.progress import EvaluationProgress
 
 _PREVIEWED = 200
@@ -19,8 +20,12 @@ _PREVIEWED = 200
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("path", metavar="PATH", help="a folder of pictures, shards, or a pattern of shards")
+    parser.add_argument("path", metavar="PATH", help="a folder of pictures, shards, .csv, .tsv, .parquet, hf:NAME")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the new shards")
+    parser.add_argument("--image_column", metavar="NAME", help="tables: of pictures or paths to them (default: usual)")
+    parser.add_argument("--caption_column", metavar="NAME", help="tables: of captions (default: a usual one)")
+    parser.add_argument("--images", metavar="DIR", help="tables: what paths are relative to (default: the table's own)")
+    parser.add_argument("--split", help="Hugging Face data sets: which (default: the only one, or train)")
     parser.add_argument("--shard_size", type=float, default=256, metavar="MIB", help="largest (default: %(default)s)")
     parser.add_argument("--samples_per_shard", type=int, help="most samples a shard (default: as many as fit)")
     parser.add_argument("--short_side", type=int, help="pixels to resize to, never up (default: keep the size)")
@@ -42,8 +47,17 @@ def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if arguments.workers < 0:
         raise ValueError(f"--workers is {arguments.workers}; expected at least 0")
-    source = open_source(SourceConfig(path=arguments.path))
-    making = ShardMaking(source, arguments.out, path=arguments.path, config=_config(arguments))
+    tables = TableConfig(
+        image_column=arguments.image_column,
+        caption_column=arguments.caption_column,
+        images=arguments.images,
+        split=arguments.split,
+    )
+    source = open_input(arguments.path, tables)
+    if not sum(source.shard_sizes):
+        raise ValueError(f"{arguments.path!r} holds no samples; is it empty or damaged?")
+    given = {name: value for name, value in asdict(tables).items() if value is not None}
+    making = ShardMaking(source, arguments.out, path=arguments.path, config=_config(arguments), columns=given)
     done, shards = making.done()
     if arguments.dry_run:
         return _preview(making, done=done, shards=shards, out=arguments.out)

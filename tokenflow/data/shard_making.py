@@ -7,7 +7,7 @@ with which it would exceed its size.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -62,7 +62,16 @@ class MakeShardsConfig:
 class ShardMaking:
     """The making of one set of shards; a second one with the same arguments continues where the first stopped."""
 
-    def __init__(self, source: Source, folder: str | Path, *, path: str, config: MakeShardsConfig, block: int = _BLOCK):
+    def __init__(
+        self,
+        source: Source,
+        folder: str | Path,
+        *,
+        path: str,
+        config: MakeShardsConfig,
+        columns: Mapping[str, Any] | None = None,
+        block: int = _BLOCK,
+    ):
         """Look at what is there; writes nothing.
 
         Args:
@@ -70,6 +79,7 @@ class ShardMaking:
             folder: Where to write; made if need be.
             path: Of the input, for the manifest.
             config: What to make.
+            columns: How the input is read, beyond its path: part of the settings that a second run must share.
             block: Neighbouring samples that a process takes at a time.
 
         Raises:
@@ -81,6 +91,7 @@ class ShardMaking:
         self.config = config
         self.total = sum(source.shard_sizes)
         described = {"path": os.path.abspath(path), "samples": self.total, "names": _digest(source, self.total)}
+        described |= columns or {}
         self.folder = ShardFolder(folder, settings={"input": described, **asdict(config)})
         self._block = block
         self._order: SourceOrder | None = None
