@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenflow.generation.config import GeneratorConfig
 from tokenflow.generation.model import Generator
@@ -41,14 +41,18 @@ def save_text_to_image(
 
 
 def load_text_to_image(
-    cls: type[TextToImage], source: str | Path, *, tokenizer: TokenFlowTokenizer | str | Path | None
+    cls: type[TextToImage], source: str | Path, *, tokenizer: TokenFlowTokenizer | str | Path | None, **hub: Any
 ) -> TextToImage:
-    """The inverse of `save_text_to_image`, from a folder or a hub repository; `tokenizer` replaces the named one."""
+    """The inverse of `save_text_to_image`, from a folder or a hub repository; `tokenizer` replaces the named one.
+
+    `hub`: `revision` and `token` of the repository.
+    """
     generator, named, directory = load_composed(
         source,
         key="generator",
         hint=_AUTHORS,
         build=lambda description: Generator(from_dict(GeneratorConfig, description)),
+        **hub,
     )
     tokenizer = chosen_tokenizer(tokenizer, named, directory=directory)
     reads_text = generator.config.prompt == "text"

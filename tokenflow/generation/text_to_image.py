@@ -18,6 +18,7 @@ from tokenflow.generation.packing import Weights, for_sampling
 from tokenflow.generation.predictors import CachedPredictor, Compile
 from tokenflow.generation.sampling import SamplingProgress, sample_codes
 from tokenflow.generation.text_field import TextField, TextTokens, class_tokens
+from tokenflow.nn.composed_folder import OnTheHub
 from tokenflow.tokenizer.model import TokenFlowTokenizer
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 Prompts = Sequence[str] | Sequence[int]
 
 
-class TextToImage:
+class TextToImage(OnTheHub):
     """A generator with its text tokenizer and its image tokenizer."""
 
     def __init__(
@@ -64,11 +65,17 @@ class TextToImage:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, tokenizer: TokenFlowTokenizer | str | Path | None = None
+        cls,
+        source: str | Path,
+        *,
+        tokenizer: TokenFlowTokenizer | str | Path | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
     ) -> TextToImage:
         """From a folder written by `save_pretrained`, or a hub repository of that layout.
 
-        `tokenizer` stands in for the image tokenizer that the folder holds or names.
+        `tokenizer` stands in for the image tokenizer that the folder holds or names; `revision` is a branch, tag or
+        commit of the repository.
 
         Raises:
             OSError: Neither a folder nor a hub repository that can be reached, or files are missing.
@@ -76,7 +83,7 @@ class TextToImage:
         """
         from tokenflow.generation.pretrained import load_text_to_image
 
-        return load_text_to_image(cls, source, tokenizer=tokenizer)
+        return load_text_to_image(cls, source, tokenizer=tokenizer, revision=revision, token=token)
 
     @classmethod
     def from_authors(

@@ -6,6 +6,7 @@ The image tokenizer lies in the folder as a copy, or is named by where it was lo
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -18,6 +19,7 @@ from tokenflow.nn.folder import (
     MAX_SHARD_SIZE,
     assign_weights,
     find_folder,
+    push_folder,
     read_description,
     read_weights,
     save_folder,
@@ -81,8 +83,37 @@ def save_composed(
     )
 
 
+class OnTheHub:
+    """What `save_pretrained` writes, uploaded; `from_pretrained` of the class reads it back by the repository's id."""
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload TokenFlow model",
+        revision: str | None = None,
+        max_shard_size: int | str = MAX_SHARD_SIZE,
+    ) -> str:
+        """Upload model, text tokenizer and image tokenizer as one commit; makes the repository, and the branch.
+
+        Returns the commit's address. Errors are huggingface_hub's own.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            directory = self.save_pretrained(temporary, image_tokenizer="copy", max_shard_size=max_shard_size)
+            options = {"private": private, "token": token, "commit_message": commit_message, "revision": revision}
+            return push_folder(directory, repo_id, **options)
+
+
 def load_composed(
-    source: str | Path, *, key: str, hint: str, build: Callable[[dict[str, Any]], Module]
+    source: str | Path,
+    *,
+    key: str,
+    hint: str,
+    build: Callable[[dict[str, Any]], Module],
+    revision: str | None = None,
+    token: str | bool | None = None,
 ) -> tuple[Module, str | Path | None, Path]:
     """The inverse of `save_composed`, from a folder or a hub repository, without reading the tokenizers.
 
@@ -91,12 +122,14 @@ def load_composed(
         key: Where config.json describes the model.
         hint: Ends the message about a folder of another kind.
         build: Makes the model, on `meta`, from its description.
+        revision: Branch, tag or commit of the repository.
+        token: Access token of the hub.
 
     Returns:
         The model in evaluation mode, in the dtype of its files and in memory maps of them; the image tokenizer's folder
         or name, None where none is named; and the folder, whose TEXT_FOLDER holds the text tokenizer.
     """
-    directory = find_folder(source, patterns=None)
+    directory = find_folder(source, revision=revision, token=token, patterns=None)
     with unchanged(directory):
         description = read_description(directory, key=key, hint=hint)
         state = read_weights(directory)

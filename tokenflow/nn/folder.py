@@ -323,6 +323,6 @@ def push_folder(
         folder_path=directory,
         revision=revision,
         commit_message=commit_message,
-        delete_patterns=list(WEIGHT_PATTERNS),
+        delete_patterns=[*WEIGHT_PATTERNS, *(f"*/{pattern}" for pattern in WEIGHT_PATTERNS)],
     )
     return str(commit.commit_url)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tokenflow.nn.composed_folder import OnTheHub
 from tokenflow.understanding.answering import Decoding, next_tokens, score_answers
 from tokenflow.understanding.batching import MultimodalBatch, collate, spliced_length
 from tokenflow.understanding.chat import Chat
@@ -29,7 +30,7 @@ Pictures = Picture | Sequence[Picture] | None
 """Of one question: one, several, or none."""
 
 
-class ImageToText:
+class ImageToText(OnTheHub):
     """A multimodal model with its text tokenizer and its image tokenizer (or teacher)."""
 
     def __init__(
@@ -69,10 +70,18 @@ class ImageToText:
         """Writes conversations as the model was taught them."""
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, tokenizer: Tower | str | Path | None = None) -> ImageToText:
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        tokenizer: Tower | str | Path | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> ImageToText:
         """From a folder written by `save_pretrained`, or a hub repository of that layout.
 
-        `tokenizer` stands in for the image tokenizer that the folder holds or names.
+        `tokenizer` stands in for the image tokenizer that the folder holds or names; `revision` is a branch, tag or
+        commit of the repository.
 
         Raises:
             OSError: Neither a folder nor a hub repository that can be reached, or files are missing.
@@ -80,7 +89,7 @@ class ImageToText:
         """
         from tokenflow.understanding.pretrained import load_image_to_text
 
-        return load_image_to_text(cls, source, tokenizer=tokenizer)
+        return load_image_to_text(cls, source, tokenizer=tokenizer, revision=revision, token=token)
 
     @classmethod
     def from_authors(

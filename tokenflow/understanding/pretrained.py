@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -54,14 +54,18 @@ def save_image_to_text(
 
 
 def load_image_to_text(
-    cls: type[ImageToText], source: str | Path, *, tokenizer: Tower | str | Path | None
+    cls: type[ImageToText], source: str | Path, *, tokenizer: Tower | str | Path | None, **hub: Any
 ) -> ImageToText:
-    """The inverse of `save_image_to_text`, from a folder or a hub repository; `tokenizer` replaces the named one."""
+    """The inverse of `save_image_to_text`, from a folder or a hub repository; `tokenizer` replaces the named one.
+
+    `hub`: `revision` and `token` of the repository.
+    """
     model, named, directory = load_composed(
         source,
         key="multimodal",
         hint=_AUTHORS,
         build=lambda description: MultimodalModel(from_dict(UnderstandingConfig, description)),
+        **hub,
     )
     tokenizer = chosen_tokenizer(tokenizer, named, directory=directory)
     return cls(model, tokenizer=tokenizer, text_tokenizer=load_text_tokenizer(directory / TEXT_FOLDER))
