@@ -206,3 +206,19 @@ def test_causal_positions_appended_in_parts_equal_the_whole_forward(texts):
     torch.testing.assert_close(again, expected[:, 6:], atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="length is 40"):
         cache.rewind(40)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "layer"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("wanted", [[0, 3, 4, 17, 30], []])
+def test_wanted_positions_alone_are_those_of_the_whole_rows(variant, checkpointing, wanted):
+    model = model_of(dataclasses.replace(VARIANTS[variant], checkpointing=checkpointing))
+    layout, embeddings, positions = ragged_problem(model.config, (5, 2))
+    wanted = torch.tensor(wanted, dtype=torch.int64)
+    whole = model(embeddings, layout=layout, positions=positions).flatten(0, 1)[wanted]
+    alone = model(embeddings, layout=layout, positions=positions, wanted=wanted)
+    torch.testing.assert_close(alone, whole, atol=1e-5, rtol=1e-4)
+    weights = [p for name, p in model.named_parameters() if "embed_tokens" not in name]
+    gradients = [torch.autograd.grad(hidden.sin().sum(), weights) for hidden in (alone, whole)]
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

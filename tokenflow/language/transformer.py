@@ -92,8 +92,8 @@ class SelfAttention(nn.Module):
         self.query_norm = RMSNorm(config.head_width, epsilon=_QK_NORM_EPSILON) if config.qk_norm else None
         self.key_norm = RMSNorm(config.head_width, epsilon=_QK_NORM_EPSILON) if config.qk_norm else None
 
-    def forward(self, x: Tensor, *, rotary: Rotary, attend: Attend) -> Tensor:
-        """Mix positions of x [B, L, W]."""
+    def forward(self, x: Tensor, *, rotary: Rotary, attend: Attend, wanted: Tensor | None = None) -> Tensor:
+        """Mix positions of x [B, L, W]; with `wanted`, what these positions of the flattened rows get, [n, W]."""
         query, key, value = (
             projection(x).unflatten(-1, (-1, self.head_width)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
@@ -101,7 +101,8 @@ class SelfAttention(nn.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         query, key = rotate(query, *rotary), rotate(key, *rotary)
         out = attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
-        return self.o_proj(out.transpose(1, 2).flatten(2))
+        out = out.transpose(1, 2).flatten(2)
+        return self.o_proj(out if wanted is None else out.flatten(0, 1)[wanted])
 
 
 class FeedForward(nn.Module):
@@ -131,12 +132,15 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.width, epsilon=config.norm_epsilon, start=start)
         self.post_attention_layernorm = RMSNorm(config.width, epsilon=config.norm_epsilon, start=start)
 
-    def forward(self, x: Tensor, *, rotary: Rotary, attend: Attend) -> Tensor:
-        """Next hidden states of x [B, L, W]."""
+    def forward(self, x: Tensor, *, rotary: Rotary, attend: Attend, wanted: Tensor | None = None) -> Tensor:
+        """Next hidden states of x [B, L, W]; with `wanted`, those of these positions of the flattened rows, [n, W]."""
+        inputs = self.input_layernorm(x) if self.norm_order == "pre" else x
+        mixed = self.self_attn(inputs, rotary=rotary, attend=attend, wanted=wanted)
+        x = x if wanted is None else x.flatten(0, 1)[wanted]
         if self.norm_order == "post":
-            x = x + self.input_layernorm(self.self_attn(x, rotary=rotary, attend=attend))
+            x = x + self.input_layernorm(mixed)
             return x + self.post_attention_layernorm(self.mlp(x))
-        x = x + self.self_attn(self.input_layernorm(x), rotary=rotary, attend=attend)
+        x = x + mixed
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -164,24 +168,27 @@ class CausalTransformer(nn.Module):
         *,
         layout: AttentionLayout,
         positions: Int[Tensor, "B L"] | None = None,
-    ) -> Float[Tensor, "B L W"]:
-        """Hidden states of whole rows.
+        wanted: Int[Tensor, "n"] | None = None,
+    ) -> Float[Tensor, "B L W"] | Float[Tensor, "n W"]:
+        """Hidden states of whole rows, or of the positions that are wanted.
 
         Args:
             embeddings: Inputs of every position; those of padding must be finite.
             layout: Which positions see which.
             positions: For the rotation; by default 0, 1, 2, ... from the start of each row, padding counted.
+            wanted: Positions of the flattened rows; the last layer then transforms no others.
         """
         if positions is None:
             positions = torch.arange(embeddings.shape[1], device=embeddings.device).expand(embeddings.shape[:2])
         rotary = self._rotary(positions)
         attend = partial(attention, layout=layout, backend=self.config.attention)
         x = embeddings
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers, start=1):
+            chosen = wanted if number == len(self.layers) else None
             if self.config.checkpointing == "layer" and torch.is_grad_enabled():
-                x = checkpoint(layer, x, rotary=rotary, attend=attend, use_reentrant=False)
+                x = checkpoint(layer, x, rotary=rotary, attend=attend, wanted=chosen, use_reentrant=False)
             else:
-                x = layer(x, rotary=rotary, attend=attend)
+                x = layer(x, rotary=rotary, attend=attend, wanted=chosen)
         return self.norm(x)
 
     @torch.no_grad()

@@ -32,9 +32,9 @@ class MultimodalOutput(NamedTuple):
     """Learned tokens of the batch."""
 
 
-def learned_loss(head: LanguageHead, hidden: Float[Tensor, "B L W"], batch: MultimodalBatch) -> MultimodalOutput:
-    """Mean cross-entropy of a batch's learned tokens; logits are made of these alone, a chunk at a time."""
-    found = head(hidden.flatten(0, 1)[batch.predict_at], batch.targets)
+def learned_loss(head: LanguageHead, hidden: Float[Tensor, "tokens W"], batch: MultimodalBatch) -> MultimodalOutput:
+    """Mean cross-entropy of a batch's learned tokens, `hidden` at `predict_at`; logits are made a chunk at a time."""
+    found = head(hidden, batch.targets)
     count = len(batch.targets)
     scale = 1 / max(1, count)
     return MultimodalOutput(
@@ -75,7 +75,10 @@ class MultimodalModel(nn.Module):
         Raises:
             ValueError: Features of another number of images, or of another shape.
         """
-        return learned_loss(self.head, self.hidden(batch, features), batch)
+        embedded = self.embed_batch(batch, features)
+        # the last layer works for the learned tokens alone: most positions are the image's or the question's
+        hidden = self.language(embedded, layout=batch.layout, positions=batch.positions, wanted=batch.predict_at)
+        return learned_loss(self.head, hidden, batch)
 
     def hidden(self, batch: MultimodalBatch, features: Float[Tensor, "I N C"] | None = None) -> Float[Tensor, "B L W"]:
         """Hidden states of every position; `head` makes logits of them."""

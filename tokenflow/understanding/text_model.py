@@ -23,5 +23,5 @@ class TextModel(nn.Module):
     def forward(self, batch: MultimodalBatch) -> MultimodalOutput:
         """The training loss of a batch of `collate` without images."""
         tokens = self.language.embed_tokens(batch.ids)
-        hidden = self.language(tokens, layout=batch.layout, positions=batch.positions)
+        hidden = self.language(tokens, layout=batch.layout, positions=batch.positions, wanted=batch.predict_at)
         return learned_loss(self.head, hidden, batch)
