@@ -17,11 +17,13 @@ from typing import Any
 
 from tokenflow.data.counts import MANIFEST_NAME
 from tokenflow.data.files import write_json, write_whole
+from tokenflow.data.manifest_check import listed_shards
 from tokenflow.data.recaption_backend import CaptionAnswer, CaptionConfig, Captioner, CaptionerGone, CaptionRequest
 from tokenflow.data.recaption_check import CaptionCheck
 from tokenflow.data.recaption_journal import Journal, read_journal
 from tokenflow.data.recaption_prompts import Prompt
 from tokenflow.data.recaption_shards import ShardReport, StoredSample, read_shard, rewrite_shard
+from tokenflow.data.shard_writer import ShardEntry
 from tokenflow.data.shards import ShardSource, expand_shards
 
 REPORT_NAME = "report.jsonl"
@@ -92,6 +94,8 @@ class Recaptioning:
         self.settings = json.loads(json.dumps({"input": described, **asdict(config)}))
         self._hidden = self.folder / _FOLDER
         self._compare()
+        listed = listed_shards(str(self.folder)).values()
+        self._listed = {entry["name"]: ShardEntry(**entry) for entry in listed}
 
     def done(self) -> tuple[int, int]:
         """(samples of this part that need not be asked for, its finished shards)."""
@@ -205,7 +209,12 @@ class Recaptioning:
         report = ShardReport.from_json(json.loads(path.read_text()))
         target = self.folder / shard.name
         size = target.stat().st_size if target.is_file() else None
-        return report if report.entry is not None and report.entry.bytes == size else None
+        # find-faces writes shards anew, and says so in the manifest
+        for entry in (self._listed.get(shard.name), report.entry):
+            if entry is not None and entry.bytes == size:
+                report.entry = entry
+                return report
+        return None
 
     def _noted(self, shard: _Shard) -> dict[tuple[int, str], dict[str, Any]]:
         return read_journal(self._journal_path(shard), shard=shard.name)[0]
