@@ -89,7 +89,7 @@ class Cluster:
                 f"NodeName={node} NodeHostname={socket.gethostname().split('.')[0]} NodeAddr=127.0.0.1 Port={port} "
                 "Sockets=2 CoresPerSocket=48 RealMemory=1000000 Gres=gpu:8\n"
             )
-        (self.folder / "slurm.conf").write_text(lines + "PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE\n")
+        (self.folder / "slurm.conf").write_text(lines + PARTITIONS)
 
     def _start_munge(self) -> None:
         folder = self.folder / "munge"
@@ -147,7 +147,7 @@ class Cluster:
         return self.fields("node", node)["State"]
 
     def _idle(self) -> int:
-        found = self.command("sinfo", "--noheader", "--Node", "--format=%T", check=False)
+        found = self.command("sinfo", "--noheader", "--Node", "--partition=gpu", "--format=%T", check=False)
         return found.split().count("idle")
 
     def command(self, *words: str, check: bool = True, environment: Mapping[str, str] | None = None) -> str:
@@ -212,6 +212,10 @@ class Job:
         """What `scontrol show job` says."""
         return self.cluster.fields("job", self.number)
 
+    def task(self, number: int) -> Job:
+        """A task of this array of jobs."""
+        return Job(self.cluster, f"{self.number}_{number}")
+
     @property
     def state(self) -> str:
         """Its state, such as RUNNING."""
@@ -230,10 +234,10 @@ class Job:
     @property
     def output(self) -> str:
         """What it printed, in all attempts."""
-        path = self.cluster.folder / "log" / f"job-{self.number}.out"
+        path = self.cluster.folder / "log" / f"job-{self.fields()['JobId']}.out"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def until(self, condition: Callable[[], bool], *, seconds: float = 90) -> None:
+    def until(self, condition: Callable[[], bool], *, seconds: float = 180) -> None:
         """Wait for something that the job will do; fails at once when it ends without doing it."""
         until = time.monotonic() + seconds
         while not condition():
@@ -242,16 +246,17 @@ class Job:
             assert not late and (state not in FINAL or condition()), f"{state}\n{self.output[-4000:]}"
             time.sleep(0.05)
 
-    def end(self, expected: str = "COMPLETED", *, seconds: float = 120) -> Job:
+    def end(self, expected: str = "COMPLETED", *, seconds: float = 240) -> Job:
         """Wait for its end."""
         self.until(lambda: self.state in FINAL, seconds=seconds)
         assert self.state == expected, f"{self.fields()}\n{self.output[-6000:]}"
         return self
 
     def processes(self, module: str) -> list[int]:
-        """Ranks of the job that run a module, in no order."""
+        """Ranks of the job that run a module (or a script), in no order."""
         conf = self.cluster.folder / "slurm.conf"
-        return [p for p in marked(conf, job=self.number) if module in _command_line(p) and _is_rank(p)]
+        found = marked(conf, job=self.fields()["JobId"])
+        return [process for process in found if module in _command_line(process) and _is_rank(process)]
 
 
 def _is_rank(process: int) -> bool:
@@ -318,4 +323,10 @@ KillWait=5
 MinJobAge=3600
 SlurmdParameters=config_overrides
 GresTypes=gpu
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+"""
+PARTITIONS = """\
+PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE PriorityTier=2
 """

@@ -20,6 +20,16 @@ def only_smaller(options: list[object]) -> list[object]:
     return [*kept, "--tracking.mlflow", "false"]
 
 
+def conversation_options(*, steps: int) -> list[object]:
+    """What makes the nano recipes of stages 4 and 5 short."""
+    return [
+        *("--train.steps", steps, "--train.global_batch_size", 8, "--train.micro_batch_size", 4),
+        *("--train.log_every", 1, "--train.evaluate_every", 0, "--train.save_every", 2),
+        *("--optimizer.name", "adamw", "--optimizer.learning_rate", 3e-3),
+        *("--tracking.system_metrics", "false", "--tracking.mlflow", "false"),
+    ]
+
+
 def generate(
     cluster: Cluster,
     world: Path,
@@ -29,6 +39,7 @@ def generate(
     nodes: int = 1,
     steps: int = STEPS,
     options: tuple[str, ...] = (),
+    **environment: object,
 ) -> Job:
     """Submit stage 3 with a nano generator that evaluates rarely and saves often."""
     smaller = only_smaller(generator_options(world, tokenizer, output, steps=steps))
@@ -42,6 +53,7 @@ def generate(
         DATA=world / "train",
         TOKENIZER=tokenizer,
         DS_CONFIG="deepspeed_configs/zero1.json",
+        **environment,
     )
 
 

@@ -1,15 +1,19 @@
 """Jobs end early in every way there is, and go on where they were; what cannot go on stops and says so."""
 
+import os
 import random
 
 import pytest
 
 from tests.slurm.chaos import kill_randomly
+from tests.slurm.cluster import Job
 from tests.slurm.runs import STEPS, generate, last_step
 from tests.train.launching import curve
 from tokenflow.train import EXIT_STOPPED
 
 TERMS = ("loss", "accuracy")
+KILLS = int(os.environ.get("TOKENFLOW_KILLS", "3"))
+"""Ten of them take about six minutes."""
 
 
 def assert_same(output, reference):
@@ -85,11 +89,30 @@ def test_a_node_that_dies_is_replaced_and_the_job_goes_on(cluster, world, barely
 
 
 @pytest.mark.slow
+def test_a_job_that_makes_way_for_a_more_urgent_one_saves_and_goes_on(
+    cluster, world, barely_trained, two_nodes, tmp_path
+):
+    output = tmp_path / "run"
+    job = generate(cluster, world, barely_trained, output, nodes=2)
+    job.until(lambda: last_step(output) >= 5)
+    everything = (f"--nodes={len(cluster.nodes)}", "--exclusive", "--partition=urgent", "--output=/dev/null")
+    urgent = Job(cluster, cluster.command("sbatch", "--parsable", *everything, "--wrap=sleep 1"))
+    urgent.end()
+    assert job.restarts == 1
+    assert "stopped by a signal, and saved" in job.output
+    job.end()
+    assert_same(output, two_nodes)
+
+
+@pytest.mark.slow
 def test_random_kills_of_ranks_and_nodes_end_in_the_unbroken_runs_losses(
     cluster, world, barely_trained, two_nodes, tmp_path
 ):
-    job = generate(cluster, world, barely_trained, tmp_path / "run", nodes=2)
-    kill_randomly(cluster, job, tmp_path / "run", kills=3, steps=STEPS, chance=random.Random(3))
+    # Several kills may fall between two checkpoints: that is no run that cannot get further.
+    patient = {"STUCK_AFTER": KILLS + 1}
+    job = generate(cluster, world, barely_trained, tmp_path / "run", nodes=2, **patient)
+    done = kill_randomly(cluster, job, tmp_path / "run", kills=KILLS, steps=STEPS, chance=random.Random(3))
+    print("\n".join(done))
     job.end()
     assert_same(tmp_path / "run", two_nodes)
 
