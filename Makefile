@@ -3,15 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LMMS := .venv-lmms
+LMMS_STAMP := $(LMMS)/.installed
 TEST_FLAGS ?=
 
-.PHONY: help setup slurm demo ablation test test-slow lint format clean
+.PHONY: help setup slurm demo ablation test test-slow test-lmms lint format clean
 
 help:
 	@echo "make demo          train every stage on the built-in data (CPU), then open runs/demo/report.html"
 	@echo "make demo QUICK=1  the same page after about three minutes, with whatever quality it reached"
 	@echo "make ablation      what a language model should see: Tables 1, 8, 9 in small, into runs/ablation"
 	@echo "make test          the tests (slow ones left out); make test-slow runs those"
+	@echo "make test-lmms     the plug-in under lmms-eval itself, which wants other versions: in .venv-lmms, upon .venv"
 	@echo "make lint          ruff, formatting, import arrows"
 
 $(STAMP): setup.cfg pyproject.toml
@@ -38,6 +41,17 @@ test: $(STAMP) slurm
 
 test-slow: $(STAMP) slurm
 	$(BIN)/python -m pytest -m slow $(TEST_FLAGS)
+
+# A layer upon .venv: its packages are seen from there, and those that lmms-eval wants in other versions lie over them.
+$(LMMS_STAMP): $(STAMP)
+	test -x $(LMMS)/bin/python || $(BIN)/python -m venv $(LMMS)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$($(LMMS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/upon.pth"
+	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[lmms]"
+	@touch $(LMMS_STAMP)
+
+test-lmms: $(LMMS_STAMP)
+	$(LMMS)/bin/python -m pytest tests/evaluation/test_lmms_eval_model.py $(TEST_FLAGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
