@@ -11,7 +11,6 @@ the reference's largest value, in the same run. A backend that cannot run here i
 """
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory import number_of_fresh_process, peak_growth_mb
+from benchmarks.rows import print_rows
 from benchmarks.timing import milliseconds
 from tokenflow.language.config import LanguageConfig
 from tokenflow.language.transformer import CausalTransformer
@@ -156,16 +156,8 @@ def main() -> None:
     if not arguments.json:
         for name, reason in missing.items():
             print(f"# {name}: {reason}")
-    heading = True
-    for workload in _WORKLOADS:
-        for row in measure(workload, backends, arguments):
-            if arguments.json:
-                print(json.dumps(row), flush=True)
-                continue
-            if heading:
-                print(*row)
-                heading = False
-            print(*(f"{value!s:>{len(name)}}" for name, value in row.items()), flush=True)
+    rows = (row for workload in _WORKLOADS for row in measure(workload, backends, arguments))
+    print_rows(rows, as_json=arguments.json)
 
 
 if __name__ == "__main__":

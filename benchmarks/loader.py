@@ -28,11 +28,13 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.rows import print_rows
 from tokenflow.data import DataConfig, Loader, SourceConfig, center_crop, decode_image
 from tokenflow.data.photographs import PHOTOGRAPHS, photograph
 from tokenflow.data.shape_shards import write_shard
@@ -55,7 +57,7 @@ def write_pictures(directory: Path, *, count: int, stored_size: int, seed: int =
         samples = [
             {
                 "__key__": f"{number:08d}",
-                "jpg": _jpeg(_cut(rng.choice(pictures), stored_size, rng=rng)),
+                "jpg": jpeg(cut(rng.choice(pictures), stored_size, rng=rng)),
                 "txt": b"a photograph with a caption of about the usual length, for measuring",
                 "json": json.dumps({"number": number, "captions": ["one", "two"]}).encode(),
             }
@@ -65,7 +67,8 @@ def write_pictures(directory: Path, *, count: int, stored_size: int, seed: int =
     return count if photographs else 0
 
 
-def _cut(image: Image.Image, stored_size: int, *, rng: random.Random) -> Image.Image:
+def cut(image: Image.Image, stored_size: int, *, rng: random.Random) -> Image.Image:
+    """A random part of a picture, with an aspect as on the web, at that short side."""
     aspect = rng.choice(_ASPECTS)
     width = min(image.width, image.height * aspect) * rng.uniform(0.7, 1.0)
     height = width / aspect
@@ -74,7 +77,8 @@ def _cut(image: Image.Image, stored_size: int, *, rng: random.Random) -> Image.I
     return image.resize(size, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
 
 
-def _jpeg(image: Image.Image) -> bytes:
+def jpeg(image: Image.Image) -> bytes:
+    """A picture as a JPEG."""
     stream = io.BytesIO()
     image.save(stream, format="JPEG", quality=_QUALITY)
     return stream.getvalue()
@@ -93,7 +97,7 @@ def decode_and_crop(content: bytes, *, config: DataConfig, rng: random.Random) -
     return to_array(center_crop(image, config.image_size))
 
 
-def seconds_alone(work: Callable[[bytes], object], contents: Sequence[bytes], *, processes: int) -> float:
+def seconds_alone(work: Callable[[Any], object], contents: Sequence[Any], *, processes: int) -> float:
     """Wall time of `work` on all contents, split over that many processes (0: this one), without starting them."""
     if not processes:
         start = time.perf_counter()
@@ -116,7 +120,7 @@ def seconds_alone(work: Callable[[bytes], object], contents: Sequence[bytes], *,
     return elapsed
 
 
-def _work_together(work: Callable[[bytes], object], contents: Sequence[bytes], together) -> None:
+def _work_together(work: Callable[[Any], object], contents: Sequence[Any], together) -> None:
     # one computing thread a process, as in the loader's workers
     torch.set_num_threads(1)
     together.wait()
@@ -191,16 +195,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    heading = True
-    for stored_size in arguments.stored_sizes:
-        row = measure(stored_size, arguments)
-        if arguments.json:
-            print(json.dumps(row), flush=True)
-            continue
-        if heading:
-            print(*row)
-            heading = False
-        print(*(f"{value!s:>{len(name)}}" for name, value in row.items()), flush=True)
+    print_rows((measure(stored_size, arguments) for stored_size in arguments.stored_sizes), as_json=arguments.json)
 
 
 if __name__ == "__main__":
