@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tokenflow.config import parse, run_command, to_yaml
+from tokenflow.config import parse, run_command
 from tokenflow.tasks.stage import train_stage
 from tokenflow.tasks.teacher import TeacherRecipe, TeacherTask, build_engines, export
+from tokenflow.tasks.teacher_plan import print_plan
 from tokenflow.train import EXIT_STOPPED, distributed
 
 
@@ -18,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed = parse(TeacherRecipe, argv, stage="teacher_pretrain", description="Train a small CLIP-style teacher.")
     recipe, launch = parsed.recipe, parsed.launch
     if launch.dry_run:
-        print(to_yaml(recipe))
+        print_plan(recipe, launch)
         return 0
     distributed.initialize()
     engines = build_engines(recipe, launch)

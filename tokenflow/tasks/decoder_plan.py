@@ -1,4 +1,4 @@
-"""What a stage 2 run will be, before it touches data or a device: parameters, memory, recipe."""
+"""What a stage 2 run will be, before it touches data or a device: parameters, memory, compute, recipe."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ from pathlib import Path
 import torch
 
 from tokenflow.config import Launch, to_yaml
+from tokenflow.tasks.cost import FROZEN, TRAINED, Cost, cost_lines, cost_of, count_parameters
 from tokenflow.tasks.decoder_recipe import DecoderRecipe
-from tokenflow.tasks.tokenizer_plan import VGG16_PARAMETERS, count_discriminator, count_parameters, memory_lines
+from tokenflow.tasks.tokenizer_plan import (
+    VGG16_PARAMETERS,
+    count_discriminator,
+    encode_flops,
+    gpu_counts,
+    objective_flops,
+    pixel_decoder_flops,
+)
 from tokenflow.tokenizer.config import TokenizerConfig
 from tokenflow.tokenizer.model import TokenFlowTokenizer
 from tokenflow.tokenizer.presets import PRESET_TEACHERS, preset, teacher_preset
@@ -18,30 +26,49 @@ from tokenflow.tokenizer.teachers import Teacher, TeacherConfig
 
 
 def print_plan(recipe: DecoderRecipe, launch: Launch) -> None:
-    """Print parameters of both decoders, estimated memory a GPU and the resolved recipe."""
+    """Print parameters of both decoders, estimated memory and compute, and the resolved recipe."""
     for line in plan(recipe, launch):
         print(line)
 
 
 def plan(recipe: DecoderRecipe, launch: Launch) -> Iterator[str]:
     """The lines that `print_plan` prints."""
-    base, teacher, source = planned_tokenizer(recipe)
+    base, _, source = planned_tokenizer(recipe)
     with torch.device("meta"):
-        before, after = (TokenFlowTokenizer(config) for config in (base, recipe.decoded(base)))
+        replaced = count_parameters(TokenFlowTokenizer(base).pixel_decoder)
+    cost = cost_of_decoder(recipe)
     adversary = count_discriminator(recipe.loss, image_size=base.image_size)
-    trained, replaced = (count_parameters(tokenizer.pixel_decoder) for tokenizer in (after, before))
-    frozen = count_parameters(before) + _count_perceptual(recipe, teacher)
     yield f"# {source}, {base.image_size} pixels"
     yield ""
     yield f"{'decoder before':<28} {replaced:>14,} parameters"
-    yield f"{'decoder to train':<28} {trained:>14,} parameters"
+    yield f"{'decoder to train':<28} {cost.engines[0].trained:>14,} parameters"
     yield f"{'discriminator':<28} {adversary:>14,} parameters"
-    yield f"{'frozen tokenizer, perceptual':<28} {frozen:>14,} parameters"
+    yield f"{'frozen tokenizer, perceptual':<28} {cost.outside:>14,} parameters"
     yield ""
-    yield from memory_lines(recipe.train, launch, trained=trained, adversary=adversary, frozen=frozen)
+    yield from cost_lines(cost, launch, gpus=gpu_counts())
     yield ""
     yield "# resolved recipe"
     yield to_yaml(recipe)
+
+
+def cost_of_decoder(recipe: DecoderRecipe) -> Cost:
+    """States and operations of stage 2."""
+    base, teacher, _ = planned_tokenizer(recipe)
+    enlarged = recipe.decoded(base)
+    with torch.device("meta"):
+        before, after = TokenFlowTokenizer(base), TokenFlowTokenizer(enlarged)
+    judge = teacher if recipe.teacher is None else recipe.teacher.config("")
+    return cost_of(
+        recipe.train,
+        unit="pictures",
+        flops=FROZEN * encode_flops(base)
+        + TRAINED * pixel_decoder_flops(enlarged)
+        + objective_flops(recipe.loss, judge, image_size=base.image_size),
+        kind="convolutions",
+        trained=count_parameters(after.pixel_decoder),
+        adversary=count_discriminator(recipe.loss, image_size=base.image_size),
+        outside=count_parameters(before) + _count_perceptual(recipe, teacher),
+    )
 
 
 def _count_perceptual(recipe: DecoderRecipe, teacher: TeacherConfig | None) -> int:

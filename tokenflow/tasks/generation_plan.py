@@ -1,4 +1,4 @@
-"""What a stage 3 run will be, before it touches a device: parameters, tokens, memory, epochs, recipe."""
+"""What a stage 3 run will be, before it touches a device: parameters, tokens, memory, compute, epochs, recipe."""
 
 from __future__ import annotations
 
@@ -12,17 +12,27 @@ from tokenflow.data import SampleReader
 from tokenflow.generation.config import GeneratorConfig, check_tokenizer
 from tokenflow.generation.model import Generator
 from tokenflow.generation.presets import PRESET_TOKENIZERS
+from tokenflow.tasks.cost import (
+    FROZEN,
+    TRAINED,
+    Cost,
+    causal_pairs,
+    cost_lines,
+    cost_of,
+    count_parameters,
+    layer_flops,
+    trained_layers,
+)
 from tokenflow.tasks.generation_recipe import TRAIN, GenerationRecipe
 from tokenflow.tasks.generation_weights import generator_config, local_language_config
-from tokenflow.tasks.tokenizer_plan import count_parameters, memory_lines
+from tokenflow.tasks.tokenizer_plan import encode_flops, gpu_counts, tokenizer_parameters
 from tokenflow.tokenizer.config import TokenizerConfig
-from tokenflow.tokenizer.model import TokenFlowTokenizer
 from tokenflow.tokenizer.presets import preset
 from tokenflow.tokenizer.pretrained import read_tokenizer_config
 
 
 def print_plan(recipe: GenerationRecipe, launch: Launch) -> None:
-    """Print parameters, tokens an image, estimated memory a GPU, epochs and the resolved recipe."""
+    """Print parameters, tokens an image, epochs, estimated memory and compute, and the resolved recipe."""
     for line in plan(recipe, launch):
         print(line)
 
@@ -33,24 +43,58 @@ def plan(recipe: GenerationRecipe, launch: Launch) -> Iterator[str]:
     tokenizer_config, source = planned_tokenizer(recipe)
     check_tokenizer(config, tokenizer_config, generator=f"(model.preset {recipe.model.preset})", name=source)
     with torch.device("meta"):
-        generator, tokenizer = Generator(config), TokenFlowTokenizer(tokenizer_config)
-    trained, frozen = count_parameters(generator), count_parameters(tokenizer)
+        generator = Generator(config)
+    cost = cost_of_generation(recipe)
     table = count_parameters(generator.language.embed_tokens) + count_parameters(generator.head)
     yield f"# generator {recipe.model.preset} on {source}, starting from {recipe.language or 'random weights'}"
     yield ""
     yield f"{'transformer layers':<28} {count_parameters(generator.language.layers):>14,} parameters"
     yield f"{'embedding table and head':<28} {table:>14,} parameters"
-    yield f"{'generator in all':<28} {trained:>14,} parameters"
-    yield f"{'frozen tokenizer':<28} {frozen:>14,} parameters"
+    yield f"{'generator in all':<28} {cost.engines[0].trained:>14,} parameters"
+    yield f"{'frozen tokenizer':<28} {cost.outside:>14,} parameters"
     yield ""
     yield f"{config.num_codes:,} tokens an image of {config.codebook_size:,} codes: squares of {config.scales}"
     yield f"{config.num_positions:,} positions a sample, {config.field_length} of them before the image"
     yield epochs(recipe)
     yield ""
-    yield from memory_lines(recipe.train, launch, trained=trained, adversary=0, frozen=frozen)
+    yield from cost_lines(cost, launch, gpus=gpu_counts())
     yield ""
     yield "# resolved recipe"
     yield to_yaml(recipe)
+
+
+def cost_of_generation(recipe: GenerationRecipe) -> Cost:
+    """States and operations of stage 3, the text field full and pictures encoded as they come."""
+    config, (tokenizer, _) = planned_config(recipe), planned_tokenizer(recipe)
+    with torch.device("meta"):
+        trained = count_parameters(Generator(config))
+    language, width = config.language, config.language.width
+    layers = layer_flops(language, positions=config.num_positions, pairs=_pairs(config))
+    rows = config.codebook_size if config.loss_over == "codes" else config.vocabulary_size
+    head = 2 * width * rows * (config.num_codes + len(config.image_close))
+    projector = 2 * width * (config.code_width + width) * (config.num_codes - 1)
+    learned = trained_layers(language, layers) + TRAINED * (head + projector)
+    encoding = FROZEN * encode_flops(tokenizer)
+    return cost_of(
+        recipe.train,
+        unit="pictures",
+        flops=learned + encoding,
+        kind="transformer",
+        trained=trained,
+        outside=tokenizer_parameters(tokenizer),
+        tokens=config.num_positions,
+        remark=f"of it {encoding / (learned + encoding):.1%} to encode pictures, which stored codes save",
+    )
+
+
+def _pairs(config: GeneratorConfig) -> float:
+    """Pairs of positions that see one another: text causal, a scale the text and all scales up to itself."""
+    seen = config.field_length - 1
+    pairs = causal_pairs(seen)
+    for scale in config.scales:
+        seen += scale**2
+        pairs += scale**2 * seen
+    return pairs
 
 
 def planned_config(recipe: GenerationRecipe) -> GeneratorConfig:

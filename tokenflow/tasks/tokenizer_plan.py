@@ -1,34 +1,42 @@
-"""What a stage 1 run will be, before it touches data or a device: parameters, tokens, memory, recipe."""
+"""What a stage 1 run will be, before it touches data or a device: parameters, tokens, memory, compute, recipe."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 from torch import nn
 
 from tokenflow.config import Launch, to_yaml
+from tokenflow.tasks.cost import (
+    FROZEN,
+    THROUGH,
+    TRAINED,
+    Cost,
+    cost_lines,
+    cost_of,
+    count_parameters,
+    forward_flops,
+    picture,
+)
 from tokenflow.tasks.tokenizer_recipe import TokenizerRecipe
+from tokenflow.tokenizer.config import TokenizerConfig
+from tokenflow.tokenizer.decoders import PixelDecoder, SemanticDecoder
 from tokenflow.tokenizer.discriminators import build_discriminator
+from tokenflow.tokenizer.encoders import BranchEncoder
 from tokenflow.tokenizer.losses import TokenizerLossConfig
 from tokenflow.tokenizer.model import TokenFlowTokenizer
-from tokenflow.tokenizer.teachers import Teacher
-from tokenflow.train import TrainConfig, zero_stage
-from tokenflow.train.memory import estimate_memory
+from tokenflow.tokenizer.teachers import Teacher, TeacherConfig
 
 VGG16_PARAMETERS = 14_714_688
 """Of LPIPS' trunk; its linear heads are 1472 more."""
 GPU_COUNTS = (1, 8, 64)
 
 
-def count_parameters(module: nn.Module) -> int:
-    """Parameters of a module, also on `meta`."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def print_plan(recipe: TokenizerRecipe, launch: Launch) -> None:
-    """Print parameters, tokens an image, estimated memory a GPU and the resolved recipe."""
+    """Print parameters, tokens an image, estimated memory and compute, and the resolved recipe."""
     for line in plan(recipe, launch):
         print(line)
 
@@ -38,45 +46,114 @@ def plan(recipe: TokenizerRecipe, launch: Launch) -> Iterator[str]:
     config = recipe.model.config()
     with torch.device("meta"):
         tokenizer = TokenFlowTokenizer(config)
-        adversary = count_discriminator(recipe.loss, image_size=config.image_size)
-        teacher = recipe.teacher.config(recipe.model.preset)
-        teacher_parameters = 0 if teacher is None else count_parameters(Teacher(teacher))
     parts = {name: count_parameters(part) for name, part in tokenizer.named_children()}
-    trained = sum(p.numel() for p in tokenizer.parameters() if p.requires_grad)
-    frozen = teacher_parameters + (VGG16_PARAMETERS if recipe.loss.perceptual == "lpips" else 0)
+    cost = cost_of_tokenizer(recipe)
     yield f"# {recipe.model.preset}, {config.image_size} pixels, codebook {config.codebook_size}"
     yield ""
+    adversary = count_discriminator(recipe.loss, image_size=config.image_size)
     for name, count in {**parts, "tokenizer in all": sum(parts.values()), "discriminator": adversary}.items():
         yield f"{name:<28} {count:>14,} parameters"
-    yield f"{'frozen teacher, perceptual':<28} {frozen:>14,} parameters"
+    yield f"{'frozen teacher, perceptual':<28} {cost.outside:>14,} parameters"
     yield f"{'tokens an image':<28} {config.num_tokens:>14,} = sum of squares of {config.scales}"
     yield ""
-    yield from memory_lines(recipe.train, launch, trained=trained, adversary=adversary, frozen=frozen)
+    yield from cost_lines(cost, launch, gpus=gpu_counts())
     yield ""
     yield "# resolved recipe"
     yield to_yaml(recipe)
 
 
-def memory_lines(train: TrainConfig, launch: Launch, *, trained: int, adversary: int, frozen: int) -> Iterator[str]:
-    """Estimated memory a GPU, a line for each number of GPUs; `adversary` is the discriminator's parameters."""
-    json = launch.deepspeed()
+def gpu_counts() -> tuple[int, ...]:
+    """Numbers of GPUs that a plan shows: a few, and the one it was launched with."""
     launched = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "0")))
-    counts = sorted({*GPU_COUNTS, launched} - {0})
-    yield f"# memory a GPU for states under ZeRO-{zero_stage(json)}, {train.precision}; activations come on top"
-    for world_size in counts:
-        both = [
-            estimate_memory(
-                trained=parameters,
-                deepspeed=json,
-                world_size=world_size,
-                precision=train.precision,
-                averaged=averaged,
-            )
-            for parameters, averaged in ((trained, train.ema_decay is not None), (adversary, False))
-            if parameters
-        ]
-        total = sum(estimate.total for estimate in both) + 4 * frozen
-        yield f"{world_size:>4} GPUs  {total / 1024**3:8.2f} GiB, of it {4 * frozen / 1024**3:.2f} GiB frozen networks"
+    return tuple(sorted({*GPU_COUNTS, launched} - {0}))
+
+
+def cost_of_tokenizer(recipe: TokenizerRecipe) -> Cost:
+    """States and operations of stage 1."""
+    config, teacher = recipe.model.config(), recipe.teacher.config(recipe.model.preset)
+    with torch.device("meta"):
+        tokenizer = TokenFlowTokenizer(config)
+        teacher_parameters = 0 if teacher is None else count_parameters(Teacher(teacher))
+    flops = TRAINED * encoder_flops(config) + search_flops(config) + TRAINED * pixel_decoder_flops(config)
+    semantic = config.semantic_decoder
+    if semantic is not None:
+        maps = picture(config.grid, channels=config.width_of(semantic.reads))
+        flops += TRAINED * forward_flops(lambda: SemanticDecoder(semantic), maps)
+        flops += FROZEN * teacher_flops(teacher, image_size=config.image_size)
+    flops += objective_flops(recipe.loss, teacher, image_size=config.image_size)
+    return cost_of(
+        recipe.train,
+        unit="pictures",
+        flops=flops,
+        kind="convolutions",
+        trained=sum(p.numel() for p in tokenizer.parameters() if p.requires_grad),
+        adversary=count_discriminator(recipe.loss, image_size=config.image_size),
+        outside=teacher_parameters + (VGG16_PARAMETERS if recipe.loss.perceptual == "lpips" else 0),
+    )
+
+
+@cache
+def tokenizer_parameters(config: TokenizerConfig) -> int:
+    """Parameters of a tokenizer."""
+    with torch.device("meta"):
+        return count_parameters(TokenFlowTokenizer(config))
+
+
+@cache
+def encoder_flops(config: TokenizerConfig) -> int:
+    """Operations of all branches' encoders on a picture."""
+    pixels = picture(config.image_size)
+    return sum(forward_flops(lambda b=branch: BranchEncoder(b), pixels) for branch in config.branches)
+
+
+def search_flops(config: TokenizerConfig) -> int:
+    """Operations of the search for the nearest codes of a picture; it has no backward pass."""
+    return 2 * config.num_tokens * config.codebook_size * sum(config.code_widths)
+
+
+def encode_flops(config: TokenizerConfig) -> int:
+    """Operations that turn a picture into codes."""
+    return encoder_flops(config) + search_flops(config)
+
+
+@cache
+def pixel_decoder_flops(config: TokenizerConfig) -> int:
+    """Operations of the pixel decoder on a picture's codes."""
+    decoder = config.pixel_decoder
+    if decoder is None:
+        return 0
+    width = config.width_of(decoder.reads)
+    return forward_flops(
+        lambda: PixelDecoder(decoder, code_width=width, image_size=config.image_size),
+        picture(config.grid, channels=width),
+    )
+
+
+@cache
+def teacher_flops(teacher: TeacherConfig | None, *, image_size: int) -> int:
+    """Operations of a teacher on a picture."""
+    return 0 if teacher is None else forward_flops(lambda: Teacher(teacher), picture(image_size))
+
+
+def objective_flops(loss: TokenizerLossConfig, teacher: TeacherConfig | None, *, image_size: int) -> int:
+    """Operations of equation 4 on a picture and its reconstruction, and of the discriminator's own step."""
+    both = FROZEN + THROUGH
+    flops = 0
+    if loss.perceptual == "lpips":
+        flops += both * _vgg16_flops(image_size)
+    elif loss.perceptual == "teacher":
+        flops += both * teacher_flops(teacher, image_size=image_size)
+    if loss.discriminator != "none":
+        judged = forward_flops(lambda: _discriminator(loss, image_size=image_size).network, picture(image_size))
+        flops += (THROUGH + 2 * TRAINED) * judged
+    return flops
+
+
+@cache
+def _vgg16_flops(image_size: int) -> int:
+    from torchvision.models import vgg16
+
+    return forward_flops(lambda: vgg16(weights=None).features, picture(image_size))
 
 
 def count_discriminator(loss: TokenizerLossConfig, *, image_size: int) -> int:
@@ -84,10 +161,13 @@ def count_discriminator(loss: TokenizerLossConfig, *, image_size: int) -> int:
     if loss.discriminator == "none":
         return 0
     with torch.device("meta"):
-        discriminator = build_discriminator(
-            loss.discriminator,
-            image_size=image_size,
-            channels=loss.discriminator_channels,
-            layers=loss.discriminator_layers,
-        )
-    return count_parameters(discriminator)
+        return count_parameters(_discriminator(loss, image_size=image_size))
+
+
+def _discriminator(loss: TokenizerLossConfig, *, image_size: int) -> nn.Module:
+    return build_discriminator(
+        loss.discriminator,
+        image_size=image_size,
+        channels=loss.discriminator_channels,
+        layers=loss.discriminator_layers,
+    )

@@ -1,4 +1,4 @@
-"""What a run of stage 4 or 5 will be, before it touches a device: parameters, positions, memory, epochs, recipe."""
+"""What a run of stage 4 or 5 will be, before it touches a device: parameters, positions, memory, compute, recipe."""
 
 from __future__ import annotations
 
@@ -12,22 +12,34 @@ from tokenflow.config import Launch, to_yaml
 from tokenflow.data import ConversationReader
 from tokenflow.language.config import LanguageConfig
 from tokenflow.nn.folder import read_description
+from tokenflow.tasks.cost import (
+    FROZEN,
+    THROUGH,
+    TRAINED,
+    Cost,
+    causal_pairs,
+    cost_lines,
+    cost_of,
+    count_parameters,
+    layer_flops,
+    trained_layers,
+)
 from tokenflow.tasks.generation_weights import local_language_config
-from tokenflow.tasks.tokenizer_plan import count_parameters, memory_lines
+from tokenflow.tasks.tokenizer_plan import encode_flops, gpu_counts, teacher_flops, tokenizer_parameters
 from tokenflow.tasks.understanding_recipe import UnderstandingRecipe
 from tokenflow.tokenizer.config import from_dict
-from tokenflow.tokenizer.model import TokenFlowTokenizer
 from tokenflow.tokenizer.presets import PRESET_TEACHERS, TEACHERS, preset
 from tokenflow.tokenizer.pretrained import read_tokenizer_config
 from tokenflow.tokenizer.teachers import Teacher, TeacherConfig
-from tokenflow.understanding.config import UnderstandingConfig
+from tokenflow.understanding.config import UnderstandingConfig, projector_layers
+from tokenflow.understanding.lora import add_lora
 from tokenflow.understanding.model import MultimodalModel
 from tokenflow.understanding.presets import PRESET_TOKENIZERS
 from tokenflow.understanding.presets import preset as multimodal_preset
 
 
 def print_plan(recipe: UnderstandingRecipe, launch: Launch) -> None:
-    """Print parameters, positions an image, estimated memory a GPU, epochs and the resolved recipe."""
+    """Print parameters, positions an image, epochs, estimated memory and compute, and the resolved recipe."""
     for line in plan(recipe, launch):
         print(line)
 
@@ -38,28 +50,78 @@ def plan(recipe: UnderstandingRecipe, launch: Launch) -> Iterator[str]:
     config = recipe.model.config(planned_language(recipe), tower_config)
     with torch.device("meta"):
         model = MultimodalModel(config)
-        tower = Teacher(tower_config) if isinstance(tower_config, TeacherConfig) else TokenFlowTokenizer(tower_config)
     projector, whole = count_parameters(model.projector), count_parameters(model)
-    trained = {"projector": projector, "everything": whole}.get(recipe.trains)
+    cost = cost_of_understanding(recipe)
     begin = recipe.continue_from or recipe.language
     yield f"# {recipe.model.preset} on {source}, starting from {begin}; {recipe.trains} learns"
     yield ""
     yield f"{'language model':<28} {whole - projector:>14,} parameters"
     yield f"{'projector':<28} {projector:>14,} parameters"
-    yield f"{'frozen image tokenizer':<28} {count_parameters(tower):>14,} parameters"
+    yield f"{'frozen image tokenizer':<28} {cost.outside:>14,} parameters"
     yield ""
     yield f"an image takes {config.image_tokens} of {config.max_length} positions ({config.features}, {config.aspect})"
     yield f"template {config.template}"
     yield epochs(recipe)
     yield ""
-    if trained is None:
-        yield "memory is not estimated for low-rank adapters"
-    else:
-        frozen = count_parameters(tower) + whole - trained
-        yield from memory_lines(recipe.train, launch, trained=trained, adversary=0, frozen=frozen)
+    yield from cost_lines(cost, launch, gpus=gpu_counts())
     yield ""
     yield "# resolved recipe"
     yield to_yaml(recipe)
+
+
+TEXT_TOKENS = {"plain": 64}
+"""ASSUMED positions of text in a conversation: a caption in alignment's template."""
+OTHER_TEXT_TOKENS = 256
+"""ASSUMED in the other templates: questions and answers, and the system message."""
+
+
+def cost_of_understanding(recipe: UnderstandingRecipe) -> Cost:
+    """States and operations of stage 4 or 5, every conversation with one picture and an assumed length of text."""
+    tower_config, _ = planned_tower(recipe)
+    config = recipe.model.config(planned_language(recipe), tower_config)
+    trained, inside, outside = _parameters(recipe, config, tower_config)
+    language, width = config.language, config.language.width
+    text = min(TEXT_TOKENS.get(config.template, OTHER_TEXT_TOKENS), config.max_length - config.image_tokens)
+    positions = config.image_tokens + text
+    layers = layer_flops(language, positions=positions, pairs=causal_pairs(positions))
+    # Adapters are small beside what they adapt, whose weights need no gradient.
+    passes = TRAINED if recipe.trains == "everything" else THROUGH
+    head = 2 * width * language.vocabulary_size * text
+    projector = 2 * width * (config.feature_width + (projector_layers(config.projector) - 1) * width)
+    if isinstance(tower_config, TeacherConfig):
+        seen = teacher_flops(tower_config, image_size=config.image_size)
+    else:
+        seen = encode_flops(tower_config)
+    return cost_of(
+        recipe.train,
+        unit="conversations",
+        flops=trained_layers(language, layers, passes=passes)
+        + passes * head
+        + TRAINED * projector * config.image_tokens
+        + FROZEN * seen,
+        kind="transformer",
+        trained=trained,
+        inside=inside,
+        outside=outside,
+        tokens=positions,
+        remark=f"{positions} positions a conversation: one picture of {config.image_tokens}, {text} of text (assumed)",
+    )
+
+
+def _parameters(recipe: UnderstandingRecipe, config: UnderstandingConfig, tower: Any) -> tuple[int, int, int]:
+    """Parameters that learn, frozen ones of the same model, those of the image tokenizer."""
+    with torch.device("meta"):
+        model = MultimodalModel(config)
+        if recipe.trains == "lora":
+            add_lora(model, recipe.lora)
+        outside = count_parameters(Teacher(tower)) if isinstance(tower, TeacherConfig) else tokenizer_parameters(tower)
+    whole = count_parameters(model)
+    learned = {"projector": model.projector, "everything": model}.get(recipe.trains)
+    if learned is not None:
+        trained = count_parameters(learned)
+    else:
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return trained, whole - trained, outside
 
 
 def planned_language(recipe: UnderstandingRecipe) -> LanguageConfig:
