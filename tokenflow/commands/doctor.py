@@ -11,7 +11,10 @@ from tokenflow.doctor import OverfitChoice, examine, render
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument(
-        "--model", type=Path, metavar="DIR", help="a tokenizer's or a text-to-image model's folder to load and try"
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="folder of a tokenizer, a text-to-image or a multimodal model, to load and try",
     )
     parser.add_argument(
         "--overfit",

@@ -14,7 +14,7 @@ __all__ = ["Finding", "OverfitChoice", "examine", "render"]
 
 
 def examine(model: str | Path | None = None, *, overfit_on: OverfitChoice | None = None) -> list[Finding]:
-    """All findings, in reading order; `model` is a tokenizer's or a text-to-image model's folder to be tried as well.
+    """All findings, in reading order; `model` is a folder of one of our three kinds of model, to be tried as well.
 
     Raises ValueError for `overfit_on` without a text-to-image folder, or with a picture that cannot be read.
     """

@@ -1,8 +1,8 @@
-"""A model's folder, loaded and tried: a tokenizer, or a text-to-image model with proofs that its parts agree."""
+"""A model's folder, loaded and tried: a tokenizer, a text-to-image or a multimodal model, with proofs of agreement."""
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from tokenflow.data.transforms import center_crop, to_array, to_tensor
 from tokenflow.doctor.agreement import compare_with_teacher_forcing, round_trip_of_codes
 from tokenflow.doctor.findings import GIB, Finding, findings, first_line
 from tokenflow.doctor.overfit import available_memory, memory_needed, overfit
+from tokenflow.doctor.seeing import image_to_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,21 +29,23 @@ class OverfitChoice:
 
 def model(folder: str | Path, *, overfit_on: OverfitChoice | None = None) -> Iterator[Finding]:
     """What the folder holds decides what is tried."""
-    if is_text_to_image(folder):
+    described = described_in(folder)
+    if "generator" in described:
         yield from text_to_image(folder, overfit_on=overfit_on)
         return
     if overfit_on is not None:
         raise ValueError(f"--overfit is for a text-to-image folder; {folder} is none")
-    yield from tokenizer(folder)
+    yield from image_to_text(folder) if "multimodal" in described else tokenizer(folder)
 
 
-def is_text_to_image(folder: str | Path) -> bool:
-    """Whether `config.json` describes a generator; False for a folder that has none."""
+def described_in(folder: str | Path) -> Collection[str]:
+    """The keys of `config.json`, which say what a folder is; none where there is no such file."""
     path = Path(folder) / "config.json"
     try:
-        return path.is_file() and "generator" in json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError:
-        return False
+        return ()
+    return content if isinstance(content, dict) else ()
 
 
 def tokenizer(folder: str | Path) -> Iterator[Finding]:
@@ -100,7 +103,14 @@ def text_to_image(folder: str | Path, *, overfit_on: OverfitChoice | None = None
         yield found("weights", "broken", "NaN or infinity among them", "export an earlier checkpoint")
         return
     yield from _agreement(painter, found)
-    if overfit_on is not None:
+    if overfit_on is None:
+        yield found(
+            "overfit one picture",
+            "note",
+            "not tried: it trains a copy of the model",
+            "give --overfit PICTURE: the copy must learn that picture by heart and paint it again",
+        )
+    else:
         yield _overfit(painter, found, overfit_on, parameters=parameters)
 
 
