@@ -6,11 +6,13 @@ small generators learn as much from half the pictures. It needs whole matrices, 
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -32,7 +34,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         """Take parameter groups of matrices and of everything else."""
         scale = matrix_learning_rate / learning_rate
         scaled = [{**group, "learning_rate_scale": scale * group.get("learning_rate_scale", 1.0)} for group in matrices]
-        self._muon = torch.optim.Muon(
+        self._muon = _BatchedMuon(
             scaled,
             lr=matrix_learning_rate,
             momentum=momentum,
@@ -59,6 +61,61 @@ class MuonWithAdamW(torch.optim.Optimizer):
             part.state = self.state
             part.step()
         return loss
+
+
+class _BatchedMuon(torch.optim.Muon):
+    """torch's Muon, matrices of one shape orthogonalised together, and in fp32 on a CPU.
+
+    torch iterates in bf16: without bf16 arithmetic of its own, a CPU took 0.6 s a step for nano's 28 matrices, three
+    times as long as forward and backward; so it takes 0.03 s.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        """One step; MuonWithAdamW has called the closure."""
+        for group in self.param_groups:
+            by_shape: defaultdict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    update = self._momentum(parameter, group["momentum"])
+                    update = update.T if _is_tall(parameter) else update
+                    by_shape[tuple(update.shape)].append((parameter, update))
+            for members in by_shape.values():
+                parameters, updates = zip(*members, strict=True)
+                found = orthogonalised(
+                    torch.stack(updates), steps=group["ns_steps"], coefficients=group["ns_coefficients"]
+                )
+                for parameter, update in zip(parameters, found, strict=True):
+                    rows, columns = parameter.shape
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    rate = group["lr"] * math.sqrt(max(1, rows / columns))
+                    parameter.add_(update.T if _is_tall(parameter) else update, alpha=-rate)
+
+    def _momentum(self, parameter: Tensor, momentum: float) -> Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+        buffer = state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
+        return parameter.grad.lerp(buffer, momentum)
+
+
+def _is_tall(parameter: Tensor) -> bool:
+    return parameter.shape[0] > parameter.shape[1]
+
+
+def orthogonalised(matrices: Tensor, *, steps: int, coefficients: tuple[float, float, float]) -> Tensor:
+    """Near the closest orthogonal matrix to each of [n, rows, columns], rows <= columns: Newton-Schulz iteration.
+
+    bf16 on a GPU, fp32 on a CPU; fp32 comes back.
+    """
+    a, b, c = coefficients
+    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
+    # The spectral norm is at most 1 then.
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.float()
 
 
 def split_matrices(
