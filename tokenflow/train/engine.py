@@ -27,8 +27,8 @@ from tokenflow.train import distributed
 from tokenflow.train.config import TrainConfig, merge_deepspeed_config, offload_device, zero_stage
 from tokenflow.train.ema import WeightAverage
 from tokenflow.train.gradients import BufferSnapshot, GradientWatch, discard_gradients
-from tokenflow.train.muon import MuonWithAdamW, split_matrices
 from tokenflow.train.offload import NO_RESUME, in_swappable_order, with_own_swap_folder
+from tokenflow.train.optimizers import make_optimizer
 from tokenflow.train.schedule import OptimizerConfig, ScheduleConfig, learning_rate_at
 from tokenflow.train.state import forked_rng
 from tokenflow.train.universal import SHARDS, make_universal
@@ -95,7 +95,7 @@ class Engine:
         groups = parameter_groups(module) if parameter_groups else [{"params": _trained(module)}]
         if self.offload == "nvme":
             groups = in_swappable_order(groups, module=module, deepspeed=json, world_size=distributed.world_size())
-        client = _make_optimizer(module, groups, optimizer, offload=self.offload)
+        client = make_optimizer(module, groups, optimizer, offload=self.offload)
         self._engine = library.initialize(model=module, optimizer=client, config=merged, dist_init_required=False)[0]
         self._watch = GradientWatch(self.module)
         self._buffers = BufferSnapshot(self.module)
@@ -325,31 +325,3 @@ def _on_main(state: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
         if distributed.is_main_process():
             whole[name] = tensor
     return whole
-
-
-def _make_optimizer(
-    module: nn.Module, groups: list[dict[str, Any]], config: OptimizerConfig, *, offload: str | None
-) -> torch.optim.Optimizer:
-    if config.name == "muon":
-        return MuonWithAdamW(
-            *split_matrices(module, groups),
-            learning_rate=config.learning_rate,
-            matrix_learning_rate=config.matrix_learning_rate,
-            momentum=config.momentum,
-            newton_schulz_steps=config.newton_schulz_steps,
-            betas=config.betas,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-        )
-    constants = {
-        "lr": config.learning_rate,
-        "betas": config.betas,
-        "eps": config.eps,
-        "weight_decay": config.weight_decay,
-    }
-    if offload is not None:
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        return DeepSpeedCPUAdam(groups, adamw_mode=config.name == "adamw", **constants)
-    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(groups, fused=True, **constants)
