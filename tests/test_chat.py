@@ -119,6 +119,7 @@ def test_draws_follow_the_seed_and_a_system_message_is_read(folder, picture, cap
     [
         (["https://example.org/a.png", QUESTIONS[0]], "is an address; expected a file. Download it first"),
         (["gone.png", QUESTIONS[0]], "no such file; expected a picture"),
+        ([".", QUESTIONS[0]], "a folder; expected a picture file"),
         (["text.png", QUESTIONS[0]], "text.png is no picture"),
         (["a.png", QUESTIONS[0], "--image", "text.png"], "text.png is no picture"),
         (["a.png", QUESTIONS[0], " "], "question 2 is empty"),

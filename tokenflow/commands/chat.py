@@ -69,7 +69,8 @@ def check(pictures: list[str], questions: list[str]) -> None:
         if re.match("[a-z][a-z0-9+.-]*://", picture, re.IGNORECASE):
             raise ValueError(f"{picture} is an address; expected a file. Download it first.")
         if not Path(picture).is_file():
-            raise FileNotFoundError(f"{picture}: no such file; expected a picture")
+            found = "a folder" if Path(picture).is_dir() else "no such file"
+            raise FileNotFoundError(f"{picture}: {found}; expected a picture file. Check the path.")
         try:
             with Image.open(picture) as opened:
                 opened.verify()
