@@ -6,7 +6,7 @@ from torch import nn
 
 from tokenflow.train import Engine, OptimizerConfig, TrainConfig, distributed
 from tokenflow.train.config import merge_deepspeed_config
-from tokenflow.train.muon import MuonWithAdamW, split_matrices
+from tokenflow.train.muon import MuonWithAdamW, orthogonalised, split_matrices
 
 
 class Net(nn.Module):
@@ -127,3 +127,17 @@ def test_pieces_of_matrices_are_refused(stage, precision):
 def test_a_module_without_linear_layers_is_refused():
     with pytest.raises(ValueError, match="0 groups of linear layers' weights"):
         split_matrices(nn.Embedding(3, 4), [{"params": [nn.Parameter(torch.zeros(3, 4))]}])
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_matrices_together_are_orthogonalised_as_each_alone(count):
+    matrices = torch.randn(count, 6, 9, generator=torch.Generator().manual_seed(0))
+    options = {
+        "steps": 12,
+        "coefficients": (1.5, -0.5, 0.0),
+    }  # the cubic iteration, which converges to singular values 1
+    found = orthogonalised(matrices, **options)
+    assert found.shape == matrices.shape
+    for one, together in zip(matrices, found, strict=True):
+        left, _, right = torch.linalg.svd(one, full_matrices=False)
+        torch.testing.assert_close(together, left @ right, atol=1e-2, rtol=0)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokenflow.train import distributed
+
 
 class MuonWithAdamW(torch.optim.Optimizer):
     """torch's Muon and AdamW over one list of groups and one state, so that it is saved and scheduled as one."""
@@ -82,7 +84,7 @@ class _BatchedMuon(torch.optim.Muon):
                     by_shape[tuple(update.shape)].append((parameter, update))
             for members in by_shape.values():
                 parameters, updates = zip(*members, strict=True)
-                found = orthogonalised(
+                found = _shared_out(
                     torch.stack(updates), steps=group["ns_steps"], coefficients=group["ns_coefficients"]
                 )
                 for parameter, update in zip(parameters, found, strict=True):
@@ -101,6 +103,21 @@ class _BatchedMuon(torch.optim.Muon):
 
 def _is_tall(parameter: Tensor) -> bool:
     return parameter.shape[0] > parameter.shape[1]
+
+
+def _shared_out(matrices: Tensor, *, steps: int, coefficients: tuple[float, float, float]) -> Tensor:
+    """`orthogonalised`, each rank doing its part: gradients, and so matrices, are the same on all of them."""
+    ranks = distributed.world_size()
+    if ranks == 1:
+        return orthogonalised(matrices, steps=steps, coefficients=coefficients)
+    size = -(-len(matrices) // ranks)
+    start = distributed.rank() * size
+    part = matrices.new_zeros(size, *matrices.shape[1:])
+    own = matrices[start : start + size]
+    part[: len(own)] = orthogonalised(own, steps=steps, coefficients=coefficients)
+    parts = [torch.empty_like(part) for _ in range(ranks)]
+    torch.distributed.all_gather(parts, part)
+    return torch.cat(parts)[: len(matrices)]
 
 
 def orthogonalised(matrices: Tensor, *, steps: int, coefficients: tuple[float, float, float]) -> Tensor:
