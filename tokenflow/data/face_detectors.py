@@ -164,7 +164,8 @@ class YuNetFaces:
             return cv2.FaceDetectorYN.create(self.path, "", (320, 320), self.threshold, _YUNET_OVERLAP, 5000)
         except cv2.error as error:
             raise ValueError(
-                f"OpenCV {cv2.__version__} cannot read {self.path!r}: {error}. Expected a YuNet .onnx"
+                f"OpenCV {cv2.__version__} cannot read {self.path!r}: {' '.join(str(error).split())}. "
+                "Expected a YuNet .onnx"
             ) from error
 
     def check(self) -> None:
