@@ -74,7 +74,8 @@ def test_the_estimate_is_what_the_tensors_take(stage, precision, averaged):
         trained=trained, deepspeed={"zero_optimization": zero}, precision=precision, averaged=averaged
     )
     assert engine.stage == stage
-    assert measured == pytest.approx(estimate.total, rel=0.1)
+    # Between passes nothing is gathered; benchmarks.zero_memory looks at the peak.
+    assert measured == pytest.approx(estimate.total - estimate.gathered, rel=0.1)
 
 
 @pytest.mark.slow

@@ -24,14 +24,16 @@ class MemoryEstimate:
     average: int
     """The running average of the weights."""
     buckets: int
-    """Buffers in which ZeRO communicates."""
+    """Buffers in which ZeRO communicates, at the peak of the backward pass."""
+    gathered: int
+    """Weights that ZeRO-3 has put together for the layers it works on, at the peak; 0 between passes."""
     offloaded: int
     """Optimiser states and fp32 gradients that lie in the processor's memory instead."""
 
     @property
     def total(self) -> int:
         """Bytes on the rank's own device."""
-        return self.parameters + self.gradients + self.optimizer + self.average + self.buckets
+        return self.parameters + self.gradients + self.optimizer + self.average + self.buckets + self.gathered
 
     def lines(self) -> list[str]:
         """The estimate in GiB, a line a part."""
@@ -41,6 +43,7 @@ class MemoryEstimate:
             "optimiser": self.optimizer,
             "average": self.average,
             "buckets": self.buckets,
+            "gathered weights": self.gathered,
             "in all, without activations": self.total,
             "in the processor's memory": self.offloaded,
         }
@@ -86,6 +89,7 @@ def estimate_memory(
         optimizer=0 if offloads else round(optimizer),
         average=round(average),
         buckets=round(_buckets(json, stage=stage, width=width, trained=trained)),
+        gathered=round(_gathered(json, stage=stage, width=width, parameters=trained + frozen)),
         offloaded=round(offloaded),
     )
 
@@ -96,6 +100,14 @@ def _buckets(json: dict[str, Any], *, stage: int, width: int, trained: int) -> f
     zero = json["zero_optimization"]
     size = zero.get("reduce_bucket_size", 500_000_000)
     elements = 500_000_000 if size == "auto" else float(size)
-    # Two buffers take turns when communication overlaps with the backward pass.
-    copies = 2 if zero.get("overlap_comm", stage == 3) is True else 1
+    # Two buffers take turns when communication overlaps with the backward pass; each is copied while it is reduced.
+    # Measured: python -m benchmarks.zero_memory.
+    copies = 4 if zero.get("overlap_comm", stage == 3) is True else 2
     return width * copies * min(elements, trained)
+
+
+def _gathered(json: dict[str, Any], *, stage: int, width: int, parameters: int) -> float:
+    if stage != 3:
+        return 0.0
+    live = json["zero_optimization"].get("stage3_max_live_parameters", 1_000_000_000)
+    return width * min(1e9 if live == "auto" else float(live), parameters)
