@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +50,23 @@ BEGIN, END = "<!-- begin: python -m benchmarks.scale --write -->", "<!-- end -->
 def shipped_costs() -> dict[str, Cost]:
     """The cost of every shipped training recipe, by `stage/name`."""
     costs = {}
-    for stage, (recipe_class, cost_of) in STAGES.items():
-        for path in sorted((RECIPES / stage).glob("*.yaml")):
-            costs[f"{stage}/{path.stem}"] = cost_of(load_recipe(recipe_class, path))
+    with _elsewhere():
+        for stage, (recipe_class, cost_of) in STAGES.items():
+            for path in sorted((RECIPES / stage).glob("*.yaml")):
+                costs[f"{stage}/{path.stem}"] = cost_of(load_recipe(recipe_class, path))
     return costs
+
+
+@contextmanager
+def _elsewhere() -> Iterator[None]:
+    """In an empty folder: models that happen to lie in this one would be planned with instead of the presets."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)
 
 
 def tables(costs: dict[str, Cost]) -> str:
