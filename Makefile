@@ -11,7 +11,8 @@ TEST_FLAGS ?=
 
 help:
 	@echo "make demo          train every stage on the built-in data (CPU), then open runs/demo/report.html"
-	@echo "make demo QUICK=1  the same page after about three minutes, with whatever quality it reached"
+	@echo "make demo QUICK=1  the same page after about four minutes, with whatever quality it reached"
+	@echo "make setup         the environment .venv alone; the other targets make it too"
 	@echo "make ablation      what a language model should see: Tables 1, 8, 9 in small, into runs/ablation"
 	@echo "make test          the tests (slow ones left out); make test-slow runs those"
 	@echo "make test-lmms     the plug-in under lmms-eval itself, which wants other versions: in .venv-lmms, upon .venv"

@@ -55,8 +55,10 @@ def test_every_command_has_help_with_its_examples(command, capsys):
 def test_no_command_and_unknown_command_exit_two(capsys):
     assert main([]) == 2
     assert "examples" in capsys.readouterr().err
+    assert main(["reconstrct"]) == 2
+    assert "did you mean tokenflow reconstruct?" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
-        main(["reconstrct"])
+        main(["paint-a-cat"])
     assert end.value.code == 2
     assert "reconstruct" in capsys.readouterr().err
 

@@ -5,6 +5,7 @@ A subcommand is a line in `COMMANDS` and a module with two functions: `add_argum
 """
 
 import argparse
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -175,6 +176,11 @@ def _without_command(arguments: Sequence[str], commands: Sequence[Command]) -> i
     listing = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for command in commands:
         listing.add_parser(command.name, help=command.summary, add_help=False)
+    known = [command.name for command in commands]
+    meant = difflib.get_close_matches(arguments[0], known, n=1) if arguments and arguments[0] not in known else []
+    if meant:
+        print(f"error: no command {arguments[0]!r}; did you mean tokenflow {meant[0]}?", file=sys.stderr)
+        return 2
     parser.parse_args(arguments)
     parser.print_help(sys.stderr)
     return 2

@@ -102,6 +102,8 @@ def test_what_is_no_tokenizer_folder_says_so(tmp_path):
         TokenFlowTokenizer.from_pretrained(tmp_path)
     with pytest.raises(OSError, match="neither a folder nor a hub repository"):
         TokenFlowTokenizer.from_pretrained("nobody/nothing")
+    with pytest.raises(FileNotFoundError, match=r"neither a folder nor a hub repository's name.*make demo"):
+        TokenFlowTokenizer.from_pretrained("runs/nothing/model")
 
 
 @pytest.mark.parametrize("name", ["tokenflow-b", "tokenflow-l", "tokenflow-xl"])

@@ -61,7 +61,7 @@ def tokenizer(folder: str | Path) -> Iterator[Finding]:
         finite = bool(torch.isfinite(model.reconstruct(images)).all())
         seconds = time.perf_counter() - begin
     except (ValueError, OSError, RuntimeError) as error:
-        yield found("load", "broken", first_line(error), "give the folder that save_pretrained or a pipeline wrote")
+        yield found("load", "broken", first_line(error), "give the folder that a pipeline or import-checkpoint wrote")
         return
     parameters = sum(parameter.numel() for parameter in model.parameters())
     yield found(

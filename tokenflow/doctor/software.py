@@ -107,5 +107,5 @@ def measures() -> Iterator[Finding]:
     hub = os.environ.get("HF_HOME", "~/.cache/huggingface")
     offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")
     yield found(
-        "model hub", "note" if offline else "ok", f"cache {hub}, {'offline (HF_HUB_OFFLINE)' if offline else 'online'}"
+        "model hub", "note" if offline else "ok", f"cache {hub}, {'HF_HUB_OFFLINE is set' if offline else 'not tried'}"
     )

@@ -285,6 +285,11 @@ def find_folder(
         return directory
     if directory.exists():
         raise NotADirectoryError(f"{source} is a file; expected the folder that `save_pretrained` wrote.")
+    if directory.is_absolute() or len(directory.parts) > 2:  # no name of a repository
+        raise FileNotFoundError(
+            f"{str(source)!r} is neither a folder nor a hub repository's name. Pass the folder that `save_pretrained`, "
+            "a pipeline, `tokenflow import-checkpoint` or `make demo` wrote."
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
