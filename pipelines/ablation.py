@@ -43,6 +43,8 @@ from tokenflow.train import EXIT_STOPPED, distributed
 
 QUICK_SCENES = 256
 QUICK_STEPS = 4
+# Half of the recipe's, so that fifteen tunings take about an hour.
+TUNING_STEPS = 600
 SEEDS = (0, 1, 2)
 
 
@@ -155,6 +157,8 @@ class Ablation:
         """Alignment and tuning of one variant with one seed."""
         folder, sight = self._folder(variant, seed), SIGHTS[variant]
         common = ["--tokenizer", str(self.towers[sight.tower]), "--model.features", sight.features]
+        # features of all scales lie on no grid; the rows are to differ in features alone
+        common += ["--model.coordinates", "0"]
         common += ["--data.images", str(self.data / "train"), "--train.seed", str(seed), "--tracking.mlflow", "false"]
         if self._complete(folder / "tuning"):
             return
@@ -162,7 +166,8 @@ class Ablation:
         self._stage("mllm_align", "nano", folder / "alignment", [*common, *language])
         start = ["--continue_from", str(folder / "alignment" / "model")]
         data = mixture(self.lessons, questions=0.6, captions=0.25, rare_text=0.15)
-        self._stage("mllm_sft", "nano", folder / "tuning", [*common, *start, *data])
+        steps = ["--train.steps", str(TUNING_STEPS)]
+        self._stage("mllm_sft", "nano", folder / "tuning", [*common, *start, *data, *steps])
 
     def _ask(self, variant: Variant, seed: int) -> dict[str, Any]:
         folder = self._folder(variant, seed)

@@ -11,6 +11,7 @@ from tokenflow.ops.attention_layout import AttentionLayout
 from tokenflow.understanding.batching import collate, pack, spliced_length
 from tokenflow.understanding.conversation_tokens import IGNORE, IMAGE_TOKEN, Tokens
 from tokenflow.understanding.model import MultimodalModel
+from tokenflow.understanding.projector import grid_coordinates
 
 LENGTHS = ((9, 1), (14, 2), (6, 0), (11, 1), (5, 0))
 """Tokens and images of some conversations."""
@@ -158,3 +159,38 @@ def test_projectors_have_their_layers_under_llavas_names(name, layers):
 def test_bad_configurations_say_what_was_expected(fields, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(**fields)
+
+
+@pytest.mark.parametrize(("side", "count"), [(2, 1), (8, 8), (27, 4)])
+def test_coordinates_tell_places_apart_and_neighbours_alike(side, count):
+    places = grid_coordinates(side**2, count)
+    assert places.shape == (side**2, 4 * count) and places.abs().max() <= 1
+    distances = torch.cdist(places, places).view(side, side, side, side)
+    assert distances.flatten(0, 1).flatten(1).add(9 * torch.eye(side**2)).min() > 0.05
+    # a place's column and row are known apart: one step right changes the first half alone
+    right = places.view(side, side, -1)[0, 1] - places.view(side, side, -1)[0, 0]
+    assert right[: 2 * count].norm() > 0.05 and right[2 * count :].norm() == 0
+    if side > 2:
+        assert (
+            distances[0, 0, 0, 1] < distances[0, 0, 0, side - 1]
+            and distances[0, 0, 1, 0] < distances[0, 0, side - 1, 0]
+        )
+
+
+def test_the_projector_reads_coordinates_beside_features():
+    model = build(tiny_config(coordinates=3))
+    samples, images = [conversation(9, images=1, seed=0)], features(1)
+    batch = make(samples)
+    places = grid_coordinates(IMAGE_TOKENS, 3)
+    expected = model.projector(torch.cat([images[0], places], dim=-1))
+    first = samples[0].ids.index(IMAGE_TOKEN)
+    torch.testing.assert_close(model.embed_batch(batch, images)[0, first : first + IMAGE_TOKENS], expected)
+    alike = images.mean(1, keepdim=True).expand(-1, IMAGE_TOKENS, -1)
+    assert len(model.embed_batch(batch, alike)[0, first : first + IMAGE_TOKENS].unique(dim=0)) == IMAGE_TOKENS
+
+
+def test_coordinates_need_a_square_grid():
+    with pytest.raises(ValueError, match="coordinates is 2 and an image takes 5 positions"):
+        tiny_config(coordinates=2, image_tokens=5)
+    with pytest.raises(ValueError, match="coordinates is -1"):
+        tiny_config(coordinates=-1)

@@ -87,7 +87,7 @@ def cost_of_understanding(recipe: UnderstandingRecipe) -> Cost:
     # Adapters are small beside what they adapt, whose weights need no gradient.
     passes = TRAINED if recipe.trains == "everything" else THROUGH
     head = 2 * width * language.vocabulary_size * text
-    projector = 2 * width * (config.feature_width + (projector_layers(config.projector) - 1) * width)
+    projector = 2 * width * (config.projector_width + (projector_layers(config.projector) - 1) * width)
     if isinstance(tower_config, TeacherConfig):
         seen = teacher_flops(tower_config, image_size=config.image_size)
     else:

@@ -62,7 +62,7 @@ def _projector(config: UnderstandingConfig, *, seed: int) -> dict[str, Tensor]:
         torch.manual_seed(seed)
         projector = build_projector(
             config.projector,
-            feature_width=config.feature_width,
+            feature_width=config.projector_width,
             width=config.language.width,
             deviation=config.language.embedding_deviation,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -34,6 +35,9 @@ class UnderstandingConfig:
     `residuals` of all scales; `semantic`, that half of `last_scale`; `teacher`, continuous features (Table 9)."""
     projector: str = "mlp2x_gelu"
     """From a feature to an embedding: `linear`, or `mlpNx_gelu` with N linear layers."""
+    coordinates: int = 0
+    """How many sines and cosines of its column, and of its row, the projector reads beside a feature. 0 is the paper's:
+    a large language model learns places from the order of the features, a small one takes long to."""
     template: TemplateName = "vicuna_v1"
     """How a conversation is written."""
     system: str | None = None
@@ -51,6 +55,11 @@ class UnderstandingConfig:
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(choices))}.")
         projector_layers(self.projector)
+        if self.coordinates < 0 or (self.coordinates and math.isqrt(self.image_tokens) ** 2 != self.image_tokens):
+            raise ValueError(
+                f"coordinates is {self.coordinates} and an image takes {self.image_tokens} positions "
+                f"({self.features}); expected 0 or more, and 0 where the positions are no square grid. Set it to 0."
+            )
         if self.language.tie_embeddings:
             raise ValueError(
                 "language.tie_embeddings is true; the head of a multimodal model has weights of its own, which begin "
@@ -66,6 +75,11 @@ class UnderstandingConfig:
                 f"max_length is {self.max_length} and language.max_positions {self.language.max_positions}. Shorten "
                 "max_length."
             )
+
+    @property
+    def projector_width(self) -> int:
+        """Channels that the projector reads: a feature's, and those of its coordinates."""
+        return self.feature_width + 4 * self.coordinates
 
 
 def projector_layers(name: str) -> int:

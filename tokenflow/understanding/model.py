@@ -18,7 +18,7 @@ from tokenflow.language.head import LanguageHead
 from tokenflow.language.transformer import CausalTransformer
 from tokenflow.understanding.batching import MultimodalBatch
 from tokenflow.understanding.config import UnderstandingConfig
-from tokenflow.understanding.projector import build_projector
+from tokenflow.understanding.projector import build_projector, grid_coordinates
 
 
 class MultimodalOutput(NamedTuple):
@@ -58,7 +58,7 @@ class MultimodalModel(nn.Module):
         self.language = CausalTransformer(language)
         self.projector = build_projector(
             config.projector,
-            feature_width=config.feature_width,
+            feature_width=config.projector_width,
             width=language.width,
             deviation=language.embedding_deviation,
         )
@@ -95,9 +95,16 @@ class MultimodalModel(nn.Module):
     ) -> Float[Tensor, "B L W"]:
         """Embeddings of tokens, and projected features where `image_rows` is not negative."""
         tokens = self.language.embed_tokens(ids)
-        images = self.projector(features.to(tokens.dtype)).flatten(0, 1)
+        images = self.projector(self._with_coordinates(features).to(tokens.dtype)).flatten(0, 1)
         placed = images[image_rows.clamp(min=0)].to(tokens.dtype)
         return torch.where((image_rows >= 0)[..., None], placed, tokens)
+
+    def _with_coordinates(self, features: Tensor) -> Tensor:
+        count = self.config.coordinates
+        if not count:
+            return features
+        places = grid_coordinates(features.shape[1], count, device=features.device).to(features.dtype)
+        return torch.cat([features, places.expand(len(features), -1, -1)], dim=-1)
 
     def _features(self, features: Tensor | None, num_images: int) -> Tensor:
         config = self.config

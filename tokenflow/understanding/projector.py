@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from torch import nn
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from tokenflow.language.transformer import Projection
 from tokenflow.understanding.config import projector_layers
@@ -28,3 +32,20 @@ def build_projector(name: str, *, feature_width: int, width: int, deviation: flo
         layers.append(Projection(inputs, width, bias=True, deviation=(1.5 * deviation if last else 1.0) * inputs**-0.5))
         inputs = width
     return nn.Sequential(*layers)
+
+
+def grid_coordinates(
+    image_tokens: int, count: int, *, device: torch.device | str = "cpu"
+) -> Float[Tensor, "N channels"]:
+    """Sines and cosines of the places of a square grid, row-major: [N, 4 * count] in fp32.
+
+    The waves of each axis go from twice the image's side down to two cells, so that neighbours are alike and no two
+    places are equal.
+    """
+    side = math.isqrt(image_tokens)
+    centres = (torch.arange(side, device=device) + 0.5) / side
+    frequencies = math.pi * float(side) ** (torch.arange(count, device=device) / max(1, count - 1))
+    waves = centres[:, None] * frequencies
+    axis = torch.cat([waves.sin(), waves.cos()], dim=1)
+    rows = axis[:, None].expand(side, side, -1)
+    return torch.cat([rows.transpose(0, 1), rows], dim=-1).flatten(0, 1)
