@@ -40,7 +40,7 @@ def test_two_ranks_give_the_numbers_of_one(model, tmp_path):
     run(*shapes(model, tmp_path / "two"), world_size=2, module=EVALUATE)
     one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
     assert one["metrics"] == two["metrics"] and one["table"] == two["table"]
-    assert one["protocol"]["sampling"]["guidance_scale"] == 2.0
+    assert one["protocol"]["sampling"]["guidance_scale"] == 1.0
     assert "color_attribution" in printed and "single-step" in printed and "multi_step_gain" in printed
 
 
