@@ -107,14 +107,17 @@ def test_training_settings_that_make_no_sense_are_refused(values):
 
 
 def test_memory_falls_with_the_stage_and_the_ranks():
-    def total(stage, ranks, **options):
-        json_ = {"zero_optimization": {"stage": stage, "reduce_bucket_size": 1000, "overlap_comm": False}}
+    def total(stage, ranks, live=1000, **options):
+        zero = {"stage": stage, "reduce_bucket_size": 1000, "overlap_comm": False, "stage3_max_live_parameters": live}
+        json_ = {"zero_optimization": zero}
         return estimate_memory(trained=1_000_000, deepspeed=json_, world_size=ranks, **options).total
 
     assert total(0, 1) == 16_000_000
     assert total(0, 8) == 16_000_000
     assert total(1, 8) > total(2, 8) > total(3, 8)
-    assert total(3, 8) == 20_000_000 // 8 + 4000
+    # a bucket and its copy while it is reduced; the weights that are whole at a time, all of them where that is allowed
+    assert total(3, 8) == 20_000_000 // 8 + 2 * 4000 + 4000
+    assert total(3, 8, live=1_000_000_000) == 20_000_000 // 8 + 2 * 4000 + 4_000_000
     assert total(3, 8, averaged=True) - total(3, 8) == 4_000_000 // 8
     assert total(2, 8, precision="bf16") < total(2, 8)
 
