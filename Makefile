@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 LMMS := .venv-lmms
 LMMS_STAMP := $(LMMS)/.installed
 TEST_FLAGS ?=
+# Processes for the fast tests; many of those start two ranks themselves. 0: in this process, one after another.
+TEST_WORKERS ?= 2
 
 .PHONY: help setup slurm demo ablation test test-slow test-lmms lint format clean
 
@@ -38,7 +40,7 @@ ablation: $(STAMP)
 	$(BIN)/python -m pipelines.ablation $(if $(QUICK),--quick) $(if $(FULL),--full)
 
 test: $(STAMP) slurm
-	$(BIN)/python -m pytest -m "not slow" $(TEST_FLAGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadgroup $(TEST_FLAGS)
 
 test-slow: $(STAMP) slurm
 	$(BIN)/python -m pytest -m slow $(TEST_FLAGS)

@@ -8,6 +8,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Threads that spin while they wait starve the two processes of a test.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+# Set by pytest-xdist: two of them share two cores.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -16,6 +19,14 @@ from hypothesis import settings
 # The same examples in every run: what fails on one machine fails on all.
 settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
+
+
+def pytest_collection_modifyitems(config, items):
+    """With `-n`, the tests of a file stay together, for its fixtures' sake; all of Slurm's share one cluster."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            slurm = item.path.parent.name == "slurm"
+            item.add_marker(pytest.mark.xdist_group("slurm" if slurm else str(item.path.relative_to(config.rootpath))))
 
 
 @pytest.fixture(autouse=True)

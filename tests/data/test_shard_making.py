@@ -3,6 +3,7 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 import tarfile
 from collections import Counter
 from pathlib import Path

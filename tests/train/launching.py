@@ -24,9 +24,15 @@ def clean_environment() -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody has; each of pytest-xdist's workers finds others."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        # Linux gives ports of one parity
+        if port // 2 % 16 == worker % 16:
+            return port
 
 
 def start(*arguments: object, world_size: int = 1, module: str = "tests.train.tiny_run") -> list[subprocess.Popen[str]]:
