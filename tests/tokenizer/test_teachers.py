@@ -12,6 +12,7 @@ from tokenflow.tokenizer.teachers import (
     build_teacher,
     load_teacher,
     save_teacher,
+    teacher_tower,
     teacher_vision_config,
 )
 
@@ -44,6 +45,16 @@ def test_saved_teacher_is_a_folder_open_clip_reads(teacher_folder):
     assert theirs.state_dict().keys() == ours.state_dict().keys()
     assert all(torch.equal(value, ours.state_dict()[name]) for name, value in theirs.state_dict().items())
     assert ours.small_clip_config == SMALL
+
+
+def test_with_average_pooling_the_tokens_that_tokenizers_learn_are_what_is_compared(tmp_path):
+    config = dataclasses.replace(SMALL, pooling="avg")
+    model = build_open_clip(config)
+    folder = save_teacher(model, tmp_path / "teacher")
+    assert load_teacher(folder).small_clip_config == config
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    tokens = teacher_tower(folder)(images)
+    torch.testing.assert_close(tokens.mean(1), model.encode_image(images), atol=1e-5, rtol=1e-5)
 
 
 def test_teacher_is_never_in_train_mode_and_has_no_gradients():

@@ -290,7 +290,10 @@ def test_an_authors_folder_without_a_tokenizer_needs_one_and_missing_keys_are_na
         read_authors_folder(tmp_path, **options)
 
 
-@pytest.mark.parametrize(("change", "message"), [({"aspect": "crop"}, "aspect 'crop'"), ({"coordinates": 2}, "s 2;")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"aspect": "crop"}, "aspect 'crop'"), ({"coordinates": 2}, "s 2;"), ({"merge": 2}, "merge 2 ")],
+)
 def test_what_the_authors_layout_cannot_hold_is_refused(model, tmp_path, change, message):
     config = dataclasses.replace(model.model.config, **change)
     with pytest.raises(ValueError, match=message):

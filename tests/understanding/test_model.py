@@ -1,5 +1,6 @@
 """The model and its batches: images in their places, losses where labels are, packing without a trace."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -8,10 +9,14 @@ import torch.nn.functional as F
 
 from tests.understanding.tiny import FEATURE_WIDTH, IMAGE_TOKENS, build, conversation, features, tiny_config
 from tokenflow.ops.attention_layout import AttentionLayout
+from tokenflow.tokenizer.presets import PRESETS as TOKENIZERS
+from tokenflow.understanding.backbone import backbone_config
 from tokenflow.understanding.batching import collate, pack, spliced_length
+from tokenflow.understanding.config import for_tower
 from tokenflow.understanding.conversation_tokens import IGNORE, IMAGE_TOKEN, Tokens
 from tokenflow.understanding.model import MultimodalModel
-from tokenflow.understanding.projector import grid_coordinates
+from tokenflow.understanding.presets import preset
+from tokenflow.understanding.projector import grid_coordinates, merged
 
 LENGTHS = ((9, 1), (14, 2), (6, 0), (11, 1), (5, 0))
 """Tokens and images of some conversations."""
@@ -187,6 +192,46 @@ def test_the_projector_reads_coordinates_beside_features():
     torch.testing.assert_close(model.embed_batch(batch, images)[0, first : first + IMAGE_TOKENS], expected)
     alike = images.mean(1, keepdim=True).expand(-1, IMAGE_TOKENS, -1)
     assert len(model.embed_batch(batch, alike)[0, first : first + IMAGE_TOKENS].unique(dim=0)) == IMAGE_TOKENS
+
+
+def test_merged_features_are_neighbours_side_by_side():
+    grid = torch.arange(16.0).view(1, 16, 1) + torch.tensor([0.0, 100.0])
+    found = merged(grid, 2)
+    assert found.shape == (1, 4, 8)
+    assert found[0, :, 0::2].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    assert torch.equal(found[..., 1::2], found[..., 0::2] + 100) and merged(grid, 1) is grid
+
+
+def test_an_image_of_merged_features_takes_fewer_positions():
+    config = tiny_config(merge=2, coordinates=2)
+    model = build(config)
+    assert config.features_per_image == 4 * IMAGE_TOKENS
+    images = torch.randn(1, 4 * IMAGE_TOKENS, FEATURE_WIDTH)
+    batch = make([conversation(9, images=1, seed=0)])
+    first = int((batch.image_rows[0] >= 0).nonzero()[0])
+    expected = model.projector(torch.cat([merged(images, 2)[0], grid_coordinates(IMAGE_TOKENS, 2)], dim=-1))
+    torch.testing.assert_close(model.embed_batch(batch, images)[0, first : first + IMAGE_TOKENS], expected)
+    # a rank without an image runs the projector too
+    assert model(make([conversation(9, images=0, seed=0)])).loss.isfinite()
+    with pytest.raises(ValueError, match=rf"expected \(1, {4 * IMAGE_TOKENS}, {FEATURE_WIDTH}\)"):
+        model.embed_batch(batch, images[:, :IMAGE_TOKENS])
+
+
+def test_merging_takes_the_sizes_of_a_tower():
+    tower = TOKENIZERS["tokenflow-nano"]
+    config = preset("nano")
+    found = for_tower(dataclasses.replace(config, merge=2, image_tokens=16), tower)
+    assert found.image_tokens == 16 and found.feature_width == config.feature_width
+    assert found.projector_width == 4 * config.feature_width
+    assert backbone_config(config.language, tower, merge=2, max_length=256).image_tokens == 16
+    with pytest.raises(ValueError, match=r"merge is 3 and an image has 64 features \(last_scale\)"):
+        for_tower(dataclasses.replace(config, merge=3), tower)
+    with pytest.raises(ValueError, match=r"merge is 2 and an image has 85 features \(all_scales\)"):
+        backbone_config(config.language, tower, merge=2, features="all_scales")
+    with pytest.raises(ValueError, match="merge is 0; expected 1 or more"):
+        tiny_config(merge=0)
+    with pytest.raises(ValueError, match="merge is 2 and an image takes 5 positions"):
+        tiny_config(merge=2, image_tokens=5)
 
 
 def test_coordinates_need_a_square_grid():

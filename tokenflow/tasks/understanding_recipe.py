@@ -17,7 +17,7 @@ from tokenflow.understanding.config import Aspect, Features, TemplateName, Under
 from tokenflow.understanding.lora import LoraOptions
 from tokenflow.understanding.presets import preset
 
-_CHOSEN = ("features", "projector", "coordinates", "template", "system", "aspect", "max_length")
+_CHOSEN = ("features", "projector", "merge", "coordinates", "template", "system", "aspect", "max_length")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,8 @@ class UnderstandingChoice:
     """What stands for an image (Table 8; `teacher`: Table 9)."""
     projector: str | None = None
     """`linear` or `mlpNx_gelu`."""
+    merge: int | None = None
+    """Neighbouring features on a side that become one position."""
     coordinates: int | None = None
     """Sines and cosines of its column, and of its row, that the projector reads beside a feature."""
     template: TemplateName | None = None

@@ -10,6 +10,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -121,6 +122,9 @@ class SmallClipConfig:
     """Heads of the vision tower."""
     embedding_width: int = 64
     """Width of the space that images and texts share."""
+    pooling: Literal["tok", "avg"] = "tok"
+    """What is compared with a text (open_clip's `pool_type`): the class token, or the mean of all patch tokens. The
+    tokens that a tokenizer learns are then trained themselves; with a class token the last block's never are."""
     text_width: int = 64
     """Channels of the text tower."""
     text_depth: int = 2
@@ -144,6 +148,7 @@ class SmallClipConfig:
                 "width": self.width,
                 "layers": self.depth,
                 "head_width": self.width // self.heads,
+                "pool_type": self.pooling,
             },
             "text_cfg": {
                 "context_length": self.context_length,
@@ -227,6 +232,7 @@ def _small_clip_config(model_config: dict) -> SmallClipConfig:
         depth=vision["layers"],
         heads=vision["width"] // vision["head_width"],
         embedding_width=model_config["embed_dim"],
+        pooling=vision.get("pool_type", "tok"),
         text_width=text["width"],
         text_depth=text["layers"],
         text_heads=text["heads"],

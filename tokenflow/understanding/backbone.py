@@ -12,7 +12,7 @@ from torch import Tensor
 from tokenflow.language.config import LanguageConfig
 from tokenflow.language.hf import HfLanguage, load_hf_language
 from tokenflow.language.lazy_tensors import LazyTensors
-from tokenflow.understanding.config import UnderstandingConfig, feature_shape, image_size
+from tokenflow.understanding.config import UnderstandingConfig, feature_shape, image_size, merged_tokens
 from tokenflow.understanding.projector import build_projector
 
 _SIZES = (
@@ -26,11 +26,12 @@ def backbone_config(language: LanguageConfig, tower: Any, **fields: Any) -> Unde
 
     `fields` are those of `UnderstandingConfig`; sizes of the image come from the tower.
     """
-    tokens, width = feature_shape(tower, fields.get("features", "last_scale"))
+    features = fields.get("features", "last_scale")
+    tokens, width = feature_shape(tower, features)
     return UnderstandingConfig(
         language=dataclasses.replace(language, tie_embeddings=False),
         image_size=image_size(tower),
-        image_tokens=tokens,
+        image_tokens=merged_tokens(tokens, merge=fields.get("merge", 1), features=features),
         feature_width=width,
         **fields,
     )

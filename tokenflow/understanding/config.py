@@ -35,6 +35,9 @@ class UnderstandingConfig:
     `residuals` of all scales; `semantic`, that half of `last_scale`; `teacher`, continuous features (Table 9)."""
     projector: str = "mlp2x_gelu"
     """From a feature to an embedding: `linear`, or `mlpNx_gelu` with N linear layers."""
+    merge: int = 1
+    """Neighbouring features on a side that the projector reads beside one another and that become one position, as in
+    Qwen2-VL and InternVL: 2 makes an image take a quarter of the positions. 1 is the paper's."""
     coordinates: int = 0
     """How many sines and cosines of its column, and of its row, the projector reads beside a feature. 0 is the paper's:
     a large language model learns places from the order of the features, a small one takes long to."""
@@ -48,13 +51,18 @@ class UnderstandingConfig:
     """Positions of a training row, image features included; what lies behind is cut off."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "image_tokens", "feature_width", "max_length"):
+        for name in ("image_size", "image_tokens", "feature_width", "merge", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more.")
         for name, choices in (("features", Features), ("template", TemplateName), ("aspect", Aspect)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(choices))}.")
         projector_layers(self.projector)
+        if self.merge > 1 and math.isqrt(self.image_tokens) ** 2 != self.image_tokens:
+            raise ValueError(
+                f"merge is {self.merge} and an image takes {self.image_tokens} positions ({self.features}), which are "
+                "no square grid. Set it to 1."
+            )
         if self.coordinates < 0 or (self.coordinates and math.isqrt(self.image_tokens) ** 2 != self.image_tokens):
             raise ValueError(
                 f"coordinates is {self.coordinates} and an image takes {self.image_tokens} positions "
@@ -78,8 +86,13 @@ class UnderstandingConfig:
 
     @property
     def projector_width(self) -> int:
-        """Channels that the projector reads: a feature's, and those of its coordinates."""
-        return self.feature_width + 4 * self.coordinates
+        """Channels that the projector reads: of the features that it merges, and of their coordinates."""
+        return self.feature_width * self.merge**2 + 4 * self.coordinates
+
+    @property
+    def features_per_image(self) -> int:
+        """Features of an image; `merge` squared of them share a position."""
+        return self.image_tokens * self.merge**2
 
 
 def projector_layers(name: str) -> int:
@@ -108,6 +121,17 @@ def feature_shape(tower: TokenizerConfig | TeacherConfig, features: Features = "
     return tower.grid**2, width if features == "last_scale" else tower.code_widths[0]
 
 
+def merged_tokens(tokens: int, *, merge: int, features: Features = "last_scale") -> int:
+    """Positions of an image with `tokens` features; ValueError where they cannot be merged."""
+    side = math.isqrt(tokens)
+    if merge > 1 and (features in ("all_scales", "residuals") or side**2 != tokens or side % merge):
+        raise ValueError(
+            f"merge is {merge} and an image has {tokens} features ({features}); expected a square grid whose side it "
+            "divides. Set it to 1."
+        )
+    return tokens // merge**2
+
+
 def for_tower(
     config: UnderstandingConfig, tower: TokenizerConfig | TeacherConfig, *, features: Features | None = None
 ) -> UnderstandingConfig:
@@ -117,7 +141,7 @@ def for_tower(
     return dataclasses.replace(
         config,
         image_size=image_size(tower),
-        image_tokens=tokens,
+        image_tokens=merged_tokens(tokens, merge=config.merge, features=features),
         feature_width=width,
         features=features,
     )

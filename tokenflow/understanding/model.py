@@ -18,7 +18,7 @@ from tokenflow.language.head import LanguageHead
 from tokenflow.language.transformer import CausalTransformer
 from tokenflow.understanding.batching import MultimodalBatch
 from tokenflow.understanding.config import UnderstandingConfig
-from tokenflow.understanding.projector import build_projector, grid_coordinates
+from tokenflow.understanding.projector import build_projector, grid_coordinates, merged
 
 
 class MultimodalOutput(NamedTuple):
@@ -95,7 +95,8 @@ class MultimodalModel(nn.Module):
     ) -> Float[Tensor, "B L W"]:
         """Embeddings of tokens, and projected features where `image_rows` is not negative."""
         tokens = self.language.embed_tokens(ids)
-        images = self.projector(self._with_coordinates(features).to(tokens.dtype)).flatten(0, 1)
+        neighbours = self._with_coordinates(merged(features, self.config.merge))
+        images = self.projector(neighbours.to(tokens.dtype)).flatten(0, 1)
         placed = images[image_rows.clamp(min=0)].to(tokens.dtype)
         return torch.where((image_rows >= 0)[..., None], placed, tokens)
 
@@ -108,12 +109,12 @@ class MultimodalModel(nn.Module):
 
     def _features(self, features: Tensor | None, num_images: int) -> Tensor:
         config = self.config
-        shape = (num_images, config.image_tokens, config.feature_width)
+        shape = (num_images, config.features_per_image, config.feature_width)
         if features is None or not len(features):
             if num_images:
                 raise ValueError(f"the batch has {num_images} images and there are no features. Pass {shape}.")
             device = self.head.weight.device
-            return torch.zeros(1, config.image_tokens, config.feature_width, device=device)
+            return torch.zeros(1, config.features_per_image, config.feature_width, device=device)
         if tuple(features.shape) != shape:
             raise ValueError(
                 f"features are {tuple(features.shape)}; expected {shape} for the batch's {num_images} images. Give the "

@@ -34,6 +34,15 @@ def build_projector(name: str, *, feature_width: int, width: int, deviation: flo
     return nn.Sequential(*layers)
 
 
+def merged(features: Float[Tensor, "I N C"], merge: int) -> Float[Tensor, "I n c"]:
+    """Features of a square grid, row-major, `merge` x `merge` neighbours side by side: [I, N / merge^2, C merge^2]."""
+    if merge == 1:
+        return features
+    side = math.isqrt(features.shape[1]) // merge
+    blocks = features.unflatten(1, (side, merge, side, merge)).permute(0, 1, 3, 2, 4, 5)
+    return blocks.flatten(3).flatten(1, 2)
+
+
 def grid_coordinates(
     image_tokens: int, count: int, *, device: torch.device | str = "cpu"
 ) -> Float[Tensor, "N channels"]:
