@@ -115,7 +115,7 @@ def write_authors_folder(
     `tokenizer` goes with it, as in the folder that they released.
 
     Raises:
-        ValueError: Their code has no place for such a model (other features, a centre crop, merged features, coordinates).
+        ValueError: Their code has no place for such a model (other features, a centre crop, merge, coordinates).
     """
     config = model.config
     if config.features != "last_scale" or config.aspect == "crop" or config.coordinates or config.merge > 1:
