@@ -21,7 +21,7 @@ from tokenflow.data.world_conversations import write_conversations
 def main() -> None:
     """Write what the command line asks for; complete files are left alone."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--out", "--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--num_samples", type=int, default=6000, help="pictures")
     parser.add_argument("--image_size", type=int, default=32, help="side of the pictures, in pixels")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes")

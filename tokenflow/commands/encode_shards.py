@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("--data", required=True, metavar="PATH", help="shards, a pattern of them, or a picture folder")
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help="what save_pretrained wrote, or a hub id")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the shards of codes")
+    parser.add_argument(
+        "--out", "--output", type=Path, required=True, metavar="DIR", help="folder for the shards of codes"
+    )
     parser.add_argument("--batch_size", type=int, default=32, help="images at once (default: %(default)s)")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read pictures (default: here)")
     parser.add_argument("--device", default="auto", help="auto (default: this process's GPU), cpu, cuda:1, ...")

@@ -11,7 +11,9 @@ from tokenflow.tokenizer.authors import authors_options, write_authors_file
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("tokenizer", metavar="DIR", help="what save_pretrained wrote, or a hub id")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write, such as tokenflow.pt")
+    parser.add_argument(
+        "--out", "--output", type=Path, required=True, metavar="FILE", help="file to write, such as tokenflow.pt"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from tokenflow.tokenizer.authors import (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("file", type=Path, metavar="FILE", help="a .pt file of the authors' code")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--out", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument(
         "--preset", choices=AUTHORS_PRESETS, help="default: recognised by its shapes; 224 and 256 pixels look the same"
     )

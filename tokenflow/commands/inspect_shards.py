@@ -19,7 +19,9 @@ _NAMED = 10
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("path", metavar="PATH", help="shards, a pattern of them, or a folder of pictures")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="also write index.html, contact_sheet.png, report.json")
+    parser.add_argument(
+        "--out", "--output", type=Path, metavar="DIR", help="also write index.html, contact_sheet.png, report.json"
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON, nothing else")
     parser.add_argument("--workers", type=int, default=0, help="processes; the report is the same for any number")
     parser.add_argument("--headers", action="store_true", help="do not decode pictures: faster, finds little damage")

@@ -21,7 +21,7 @@ _PREVIEWED = 200
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("path", metavar="PATH", help="a folder of pictures, shards, .csv, .tsv, .parquet, hf:NAME")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the new shards")
+    parser.add_argument("--out", "--output", type=Path, required=True, metavar="DIR", help="folder for the new shards")
     parser.add_argument("--image_column", metavar="NAME", help="tables: of pictures or paths to them (default: usual)")
     parser.add_argument("--caption_column", metavar="NAME", help="tables: of captions (default: a usual one)")
     parser.add_argument("--images", metavar="DIR", help="tables: what paths are relative to (default: the table's own)")

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     server, caption, check = ServerConfig(), CaptionConfig(), CaptionCheck()
     parser.add_argument("path", metavar="PATH", help="shards: a folder, a .tar, or a pattern of them")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the new shards")
+    parser.add_argument("--out", "--output", type=Path, required=True, metavar="DIR", help="folder for the new shards")
     parser.add_argument(
         "--backend", choices=("transformers", "openai"), default="transformers",
         help="in this process, or a server with OpenAI's interface (vLLM, SGLang); default: %(default)s",

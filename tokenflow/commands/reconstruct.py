@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="picture files of any size and format")
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help="what save_pretrained wrote, or a hub id")
-    parser.add_argument("--out", type=Path, default=Path("reconstructions"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "--out", "--output", type=Path, default=Path("reconstructions"), metavar="DIR", help="default: %(default)s"
+    )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
     parser.add_argument(
         "--side_by_side", action="store_true", help="write the original beside its reconstruction in one picture"
