@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks.rows import print_rows
 from tokenflow.data.shapes import SHAPES, SceneSampler, Split, coverage, draw
+from tokenflow.data.transforms import to_tensor
 from tokenflow.tokenizer.model import TokenFlowTokenizer
 from tokenflow.tokenizer.teachers import teacher_tower
 
@@ -49,8 +50,7 @@ def scenes(split: Split, count: int) -> Scenes:
             share = coverage(item, IMAGE_SIZE).reshape(GRID, cell, GRID, cell).mean((1, 3))
             label[share > _COVERED] = 1 + SHAPES.index(item.shape)
         labels.append(label)
-    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return Scenes(pixels, torch.from_numpy(np.stack(labels)))
+    return Scenes(to_tensor(torch.from_numpy(np.stack(images))), torch.from_numpy(np.stack(labels)))
 
 
 def probe(features: dict[str, Tensor], found: dict[str, Scenes], *, steps: int) -> dict[str, float]:

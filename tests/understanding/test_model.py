@@ -230,8 +230,12 @@ def test_merging_takes_the_sizes_of_a_tower():
         backbone_config(config.language, tower, merge=2, features="all_scales")
     with pytest.raises(ValueError, match="merge is 0; expected 1 or more"):
         tiny_config(merge=0)
-    with pytest.raises(ValueError, match="merge is 2 and an image takes 5 positions"):
+    with pytest.raises(ValueError, match="merge is -1; expected 1 or more"):
+        backbone_config(config.language, tower, merge=-1)
+    with pytest.raises(ValueError, match=r"merge is 2 and an image has 20 features \(last_scale\)"):
         tiny_config(merge=2, image_tokens=5)
+    with pytest.raises(ValueError, match=r"merge is 2 and an image has 16 features \(residuals\)"):
+        tiny_config(merge=2, features="residuals")
 
 
 def test_coordinates_need_a_square_grid():

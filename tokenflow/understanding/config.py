@@ -51,18 +51,14 @@ class UnderstandingConfig:
     """Positions of a training row, image features included; what lies behind is cut off."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "image_tokens", "feature_width", "merge", "max_length"):
+        for name in ("image_size", "image_tokens", "feature_width", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more.")
         for name, choices in (("features", Features), ("template", TemplateName), ("aspect", Aspect)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(choices))}.")
         projector_layers(self.projector)
-        if self.merge > 1 and math.isqrt(self.image_tokens) ** 2 != self.image_tokens:
-            raise ValueError(
-                f"merge is {self.merge} and an image takes {self.image_tokens} positions ({self.features}), which are "
-                "no square grid. Set it to 1."
-            )
+        merged_tokens(self.features_per_image, merge=self.merge, features=self.features)
         if self.coordinates < 0 or (self.coordinates and math.isqrt(self.image_tokens) ** 2 != self.image_tokens):
             raise ValueError(
                 f"coordinates is {self.coordinates} and an image takes {self.image_tokens} positions "
@@ -123,6 +119,8 @@ def feature_shape(tower: TokenizerConfig | TeacherConfig, features: Features = "
 
 def merged_tokens(tokens: int, *, merge: int, features: Features = "last_scale") -> int:
     """Positions of an image with `tokens` features; ValueError where they cannot be merged."""
+    if merge < 1:
+        raise ValueError(f"merge is {merge}; expected 1 or more.")
     side = math.isqrt(tokens)
     if merge > 1 and (features in ("all_scales", "residuals") or side**2 != tokens or side % merge):
         raise ValueError(
