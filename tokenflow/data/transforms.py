@@ -123,12 +123,10 @@ def to_array(image: Image.Image) -> np.ndarray:
 
 
 def to_planes(image: Image.Image) -> np.ndarray:
-    """RGB picture -> uint8 [3, H, W], in half the time of `to_array` and a transposed copy."""
-    # four bytes a pixel, the first the lowest; casting keeps the lowest
-    pixels = np.frombuffer(image.tobytes("raw", "RGBX"), "<u4").reshape(image.height, image.width)
+    """RGB picture -> uint8 [3, H, W], as fast as `to_array`."""
     planes = np.empty((3, image.height, image.width), np.uint8)
-    for channel, plane in enumerate(planes):
-        np.copyto(plane, pixels >> np.uint32(8 * channel), casting="unsafe")
+    for band, plane in zip("RGB", planes, strict=True):
+        plane[:] = np.frombuffer(image.tobytes("raw", band), np.uint8).reshape(plane.shape)
     return planes
 
 
@@ -140,8 +138,12 @@ def to_tensor(pixels: torch.Tensor) -> torch.Tensor:
 def to_unit_range(levels: torch.Tensor, *, pinned: bool = False) -> torch.Tensor:
     """uint8 -> float32 in [-1, 1], contiguous; in page-locked memory if asked, which needs a GPU."""
     floats = torch.empty(levels.shape, dtype=torch.float32, pin_memory=pinned)
-    # bit for bit (levels / 255 - 0.5) / 0.5: a factor of two moves through a rounding
-    return floats.copy_(levels).div_(127.5).sub_(1)
+    # numpy, a picture at a time: it stays in the cache, and torch's threads would wait for those that decode
+    for to, source in zip(floats.numpy(), levels.numpy(), strict=True):
+        # bit for bit (levels / 255 - 0.5) / 0.5: a factor of two moves through a rounding
+        np.divide(source, np.float32(127.5), out=to)
+        np.subtract(to, np.float32(1), out=to)
+    return floats
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
