@@ -158,14 +158,14 @@ class Ablation:
         folder, sight = self._folder(variant, seed), SIGHTS[variant]
         common = ["--tokenizer", str(self.towers[sight.tower]), "--model.features", sight.features]
         # features of all scales lie on no grid; the rows are to differ in features alone
-        common += ["--model.coordinates", "0"]
+        common += ["--model.coordinates", "0", "--model.neighbourhood", "1"]
         common += ["--data.images", str(self.data / "train"), "--train.seed", str(seed), "--tracking.mlflow", "false"]
         if self._complete(folder / "tuning"):
             return
         language = ["--language", str(self.runs / "language" / "model"), "--data", str(self.lessons["captions"])]
         self._stage("mllm_align", "nano", folder / "alignment", [*common, *language])
         start = ["--continue_from", str(folder / "alignment" / "model")]
-        data = mixture(self.lessons, questions=0.6, captions=0.25, rare_text=0.15)
+        data = mixture(self.lessons, questions=0.45, names=0.45, rare_text=0.1)
         steps = ["--train.steps", str(TUNING_STEPS)]
         self._stage("mllm_sft", "nano", folder / "tuning", [*common, *start, *data, *steps])
 

@@ -164,7 +164,7 @@ class Demo:
             "align", "mllm_align", ["--data", str(self.lessons["captions"]), *sees, *begin], processes=PROCESSES
         )
         begin = ["--continue_from", str(self.runs / "align" / "model")]
-        data = mixture(self.lessons, questions=0.6, captions=0.25, rare_text=0.15)
+        data = mixture(self.lessons, questions=0.45, names=0.45, rare_text=0.1)
         self._stage("sft", "mllm_sft", [*data, *sees, *begin], processes=PROCESSES)
 
     def _questions(self) -> UnderstandingEvaluationRecipe:

@@ -27,7 +27,7 @@ def test_every_file_has_a_usable_conversation_about_every_scene(tmp_path):
     for kind, path in write_conversations(tmp_path, num_scenes=30, seed=0).items():
         file = ConversationFile(path)
         assert (file.size, file.unusable) == (30, 0)
-        assert set(file.images.tolist()) == ({1} if kind in ("captions", "questions") else {0})
+        assert set(file.images.tolist()) == ({0} if kind in ("text", "corpus") else {1})
 
 
 @pytest.mark.parametrize("kind", ["questions", "text"])
@@ -58,6 +58,19 @@ def test_a_description_answers_every_question():
         for asked in questions(scene):
             if asked.kind == "where" and scene.kind == "single":
                 assert told.endswith(f"at the {asked.answer}")
+
+
+def test_names_ask_for_the_shape_of_what_is_alone_and_for_both_words_of_what_is_not(tmp_path):
+    paths = write_conversations(tmp_path, num_scenes=200, seed=0, files=("names",))
+    sampler, asked = SceneSampler(0, "train"), set()
+    for index, found in enumerate(read(paths["names"])):
+        (_, text), (_, answer) = found.turns
+        question = text.removeprefix("<image>\n")
+        kind = question.split()[1]
+        known = {(item.question, item.answer) for item in questions(sampler[index]) if item.kind == kind}
+        assert (question, answer) in known
+        asked.add((sampler[index].kind in ("single", "group"), kind))
+    assert asked == {(True, "shape"), (False, "shape"), (False, "colour")}
 
 
 def test_training_text_names_no_held_out_pair(tmp_path):

@@ -292,7 +292,13 @@ def test_an_authors_folder_without_a_tokenizer_needs_one_and_missing_keys_are_na
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"aspect": "crop"}, "aspect 'crop'"), ({"coordinates": 2}, "s 2;"), ({"merge": 2}, "merge 2 ")],
+    [
+        ({"aspect": "crop"}, "aspect 'crop'"),
+        ({"coordinates": 2}, "s 2;"),
+        ({"merge": 2}, "merge 2,"),
+        ({"neighbourhood": 3}, "neighbourhood 3,"),
+        ({"whiten": True}, "whiten True "),
+    ],
 )
 def test_what_the_authors_layout_cannot_hold_is_refused(model, tmp_path, change, message):
     config = dataclasses.replace(model.model.config, **change)

@@ -8,15 +8,17 @@ import torch
 import torch.nn.functional as F
 
 from tests.understanding.tiny import FEATURE_WIDTH, IMAGE_TOKENS, build, conversation, features, tiny_config
+from tokenflow.language.hf_export import save_hf_language
+from tokenflow.language.transformer import CausalTransformer
 from tokenflow.ops.attention_layout import AttentionLayout
 from tokenflow.tokenizer.presets import PRESETS as TOKENIZERS
-from tokenflow.understanding.backbone import backbone_config
+from tokenflow.understanding.backbone import backbone_config, language_weights
 from tokenflow.understanding.batching import collate, pack, spliced_length
 from tokenflow.understanding.config import for_tower
 from tokenflow.understanding.conversation_tokens import IGNORE, IMAGE_TOKEN, Tokens
 from tokenflow.understanding.model import MultimodalModel
 from tokenflow.understanding.presets import preset
-from tokenflow.understanding.projector import grid_coordinates, merged
+from tokenflow.understanding.projector import grid_coordinates, merged, surrounded, whitening
 
 LENGTHS = ((9, 1), (14, 2), (6, 0), (11, 1), (5, 0))
 """Tokens and images of some conversations."""
@@ -236,6 +238,74 @@ def test_merging_takes_the_sizes_of_a_tower():
         tiny_config(merge=2, image_tokens=5)
     with pytest.raises(ValueError, match=r"merge is 2 and an image has 16 features \(residuals\)"):
         tiny_config(merge=2, features="residuals")
+
+
+def test_a_feature_is_surrounded_by_its_neighbours_and_zeros_beyond_the_border():
+    grid = torch.arange(1.0, 10).view(1, 9, 1) + torch.tensor([0.0, 100.0])
+    found = surrounded(grid, 3)
+    assert found.shape == (1, 9, 18) and surrounded(grid, 1) is grid
+    assert found[0, 4, :9].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert found[0, 0, :9].tolist() == [0, 0, 0, 0, 1, 2, 0, 4, 5]
+    assert found[0, 5, 9:].tolist() == [102, 103, 0, 105, 106, 0, 108, 109, 0]
+
+
+def test_whitened_channels_are_uncorrelated_and_equally_strong():
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.tensor([[2.0, 0.0, 0.0], [1.9, 0.1, 0.0], [0.3, 0.0, 0.02]])
+    rows = torch.randn(4000, 3, generator=generator) @ mixing.T + torch.tensor([5.0, -3.0, 0.0])
+    weight, bias = whitening(rows, floor=1e-9)
+    found = rows @ weight.T + bias
+    torch.testing.assert_close(torch.cov(found.T), torch.eye(3), rtol=0, atol=1e-2)
+    torch.testing.assert_close(found.mean(0), torch.zeros(3), rtol=0, atol=1e-3)
+    # a direction that hardly varies stays quiet under a floor
+    weight, bias = whitening(rows, floor=0.1)
+    assert torch.linalg.eigvalsh(torch.cov((rows @ weight.T + bias).T))[0] < 0.05
+    with pytest.raises(ValueError, match="1 features cannot be whitened"):
+        whitening(rows[:1])
+    with pytest.raises(ValueError, match="all 7 features are equal"):
+        whitening(torch.ones(7, 3))
+
+
+def test_the_projector_reads_whitened_neighbours():
+    config = tiny_config(neighbourhood=3, whiten=True, coordinates=2)
+    model = build(config)
+    images = features(1)
+    batch = make([conversation(9, images=1, seed=0)])
+    first = int((batch.image_rows[0] >= 0).nonzero()[0])
+    read = torch.cat([surrounded(model.whitening(images), 3)[0], grid_coordinates(IMAGE_TOKENS, 2)], dim=-1)
+    found = model.embed_batch(batch, images)[0, first : first + IMAGE_TOKENS]
+    torch.testing.assert_close(found, model.projector(read))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model._what_is_read(images).dtype == torch.float32
+    model(batch, images).loss.backward()
+    assert model.whitening.weight.grad is None and model.projector[0].weight.grad.abs().sum() > 0
+    assert model(make([conversation(9, images=0, seed=0)])).loss.isfinite()
+
+
+def test_first_weights_whiten_with_given_features(tmp_path):
+    torch.manual_seed(0)
+    config = dataclasses.replace(preset("nano"), whiten=True)
+    language = CausalTransformer(config.language).state_dict()
+    head = torch.randn(config.language.vocabulary_size, config.language.width)
+    save_hf_language(tmp_path, config=config.language, weights=language, head=head)
+    rows = torch.randn(500, config.feature_width)
+    model = MultimodalModel(config)
+    model.load_state_dict(dict(language_weights(config, tmp_path, features=rows).items()))
+    torch.testing.assert_close(torch.cov(model.whitening(rows).T), torch.eye(len(rows[0])), rtol=0, atol=1e-2)
+    with pytest.raises(ValueError, match="whiten is true; pass features"):
+        language_weights(config, tmp_path)
+
+
+@pytest.mark.parametrize("fields", [{"neighbourhood": 2}, {"neighbourhood": 0}, {"neighbourhood": -1}])
+def test_a_neighbourhood_has_a_centre(fields):
+    with pytest.raises(ValueError, match=f"neighbourhood is {fields['neighbourhood']}, .* expected an odd number"):
+        tiny_config(**fields)
+
+
+@pytest.mark.parametrize("fields", [{"merge": 2}, {"image_tokens": 5}])
+def test_a_neighbourhood_needs_a_square_grid_of_single_features(fields):
+    with pytest.raises(ValueError, match="neighbourhood is 3"):
+        tiny_config(neighbourhood=3, **fields)
 
 
 def test_coordinates_need_a_square_grid():

@@ -19,16 +19,18 @@ from tokenflow.data.questions import Question, questions
 from tokenflow.data.shape_shards import scene_key
 from tokenflow.data.shapes import Scene, SceneSampler, Split, relation
 
-WorldFile = Literal["captions", "questions", "text", "corpus"]
+WorldFile = Literal["captions", "names", "questions", "text", "corpus"]
 WORLD_FILES: dict[WorldFile, str] = {
     "captions": "captions.jsonl",
+    "names": "names.jsonl",
     "questions": "questions.jsonl",
     "text": "text.jsonl",
     "corpus": "corpus.txt",
 }
-"""Pictures with descriptions; pictures with questions; descriptions with questions; the last as plain lines."""
+"""Pictures with descriptions; with one question for a shape or a colour; with questions of every kind; descriptions with
+questions; the last as plain lines."""
 MANIFEST = "conversations.json"
-_VERSION = 2
+_VERSION = 3
 DESCRIBE = ("describe the picture.", "what is in the picture?", "what do you see?")
 """Asks for a description."""
 _NUMBERS = ("", "a", "two", "three")
@@ -104,11 +106,11 @@ def write_lessons(directory: str | Path, *, num_scenes: int, seed: int) -> dict[
 
     Returns:
         `text` and `rare_text`, conversations without pictures, the second about the pairs that no training picture
-        shows (people have read of more than they have seen); `captions`; `questions`, few a conversation, since later
-        ones can be answered from earlier ones.
+        shows (people have read of more than they have seen); `captions`; `names`, the one thing that every other answer
+        needs; `questions`, few a conversation, since later ones can be answered from earlier ones.
     """
     found: dict[str, Path] = {}
-    turns: dict[WorldFile, int] = {"text": 6, "captions": 1, "questions": 3}
+    turns: dict[WorldFile, int] = {"text": 6, "captions": 1, "names": 1, "questions": 4}
     for kind, most in turns.items():
         found |= write_conversations(directory, num_scenes=num_scenes, seed=seed, files=(kind,), turns=most)
     rare = write_conversations(
@@ -157,9 +159,17 @@ def _lines(kind: WorldFile, *, num_scenes: int, seed: int, split: Split, turns: 
             record["conversations"] = _turns(pairs, opening=f"{told}. ")
         else:
             record["image"] = f"{key}.png"
-            pairs = [(rng.choice(DESCRIBE), told)] if kind == "captions" else pairs
+            if kind != "questions":
+                pairs = [(rng.choice(DESCRIBE), told)] if kind == "captions" else [_name_asked(scene, rng)]
             record["conversations"] = _turns(pairs, opening=f"{IMAGE_MARK}\n")
         yield json.dumps(record, separators=(",", ":"))
+
+
+def _name_asked(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """One object's shape or colour, asked for by the other; the shape where all objects are alike."""
+    kinds = ("shape",) if scene.kind in ("single", "group") else ("colour", "shape")
+    item = rng.choice([item for item in questions(scene) if item.kind in kinds])
+    return item.question, item.answer
 
 
 def _drawn(asked: list[Question], rng: random.Random) -> list[Question]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tokenflow.config import Launch
+from tokenflow.data import ConversationReader
 from tokenflow.language.hf import HfLanguage, load_hf_language
 from tokenflow.language.lazy_tensors import open_tensors
 from tokenflow.language.text_tokenizer import load_text_tokenizer
@@ -55,6 +56,8 @@ logger = logging.getLogger(__name__)
 ENGINE = "multimodal"
 _SHOWN = 32
 """Conversations that the start-up report counts."""
+_WHITENED = 512
+"""Pictures whose features' statistics whiten all features."""
 
 
 class UnderstandingParts:
@@ -90,7 +93,23 @@ class UnderstandingParts:
         """First weights of the plain model, read one at a time."""
         if self.checkpoint is None:
             return open_tensors(self.folder)
-        return language_weights(self.config, self.checkpoint, seed=self.recipe.train.seed)
+        features = self._some_features() if self.config.whiten else None
+        return language_weights(self.config, self.checkpoint, seed=self.recipe.train.seed, features=features)
+
+    @torch.no_grad()
+    def _some_features(self) -> Tensor:
+        """Features [rows, C] of the first training pictures; the same on every rank."""
+        reader = ConversationReader(self.recipe.data, seed=self.recipe.train.seed, prepare=self.prepare)
+        pixels: list[Tensor] = []
+        for position in range(min(sum(reader.sizes), 8 * _WHITENED)):
+            pixels.extend(reader.read(position)[0].pixels[:, None].unbind())
+            if len(pixels) >= _WHITENED:
+                break
+        if not pixels:
+            raise ValueError("whiten is true and the first conversations have no picture; set model.whiten to false.")
+        device = distributed.device()
+        parts = [image_features(self.tower, one.to(device), self.config.features) for one in pixels]
+        return torch.cat(parts).flatten(0, 1).cpu()
 
     def build(self) -> MultimodalModel:
         """A model with random weights, of which the recipe's part is trainable."""

@@ -17,7 +17,10 @@ from tokenflow.understanding.config import Aspect, Features, TemplateName, Under
 from tokenflow.understanding.lora import LoraOptions
 from tokenflow.understanding.presets import preset
 
-_CHOSEN = ("features", "projector", "merge", "coordinates", "template", "system", "aspect", "max_length")
+_CHOSEN = (
+    *("features", "projector", "merge", "neighbourhood", "whiten", "coordinates"),
+    *("template", "system", "aspect", "max_length"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,10 @@ class UnderstandingChoice:
     """`linear` or `mlpNx_gelu`."""
     merge: int | None = None
     """Neighbouring features on a side that become one position."""
+    neighbourhood: int | None = None
+    """Features on a side that the projector reads around each place."""
+    whiten: bool | None = None
+    """Whether a frozen layer whitens features before it, with the statistics of the first training pictures."""
     coordinates: int | None = None
     """Sines and cosines of its column, and of its row, that the projector reads beside a feature."""
     template: TemplateName | None = None

@@ -115,14 +115,16 @@ def write_authors_folder(
     `tokenizer` goes with it, as in the folder that they released.
 
     Raises:
-        ValueError: Their code has no place for such a model (other features, a centre crop, merge, coordinates).
+        ValueError: Their code has no place for such a model (other features, a centre crop, another
+            projector input).
     """
     config = model.config
-    if config.features != "last_scale" or config.aspect == "crop" or config.coordinates or config.merge > 1:
+    plain = dataclasses.replace(config, merge=1, neighbourhood=1, whiten=False, coordinates=0) == config
+    if config.features != "last_scale" or config.aspect == "crop" or not plain:
         raise ValueError(
-            f"features are {config.features!r}, aspect {config.aspect!r}, merge {config.merge} and coordinates "
-            f"{config.coordinates}; the authors' code has 'last_scale', 'pad' or 'stretch', 1 and 0 only. Use "
-            "save_pretrained."
+            f"features are {config.features!r}, aspect {config.aspect!r}, merge {config.merge}, neighbourhood "
+            f"{config.neighbourhood}, whiten {config.whiten} and coordinates {config.coordinates}; the authors' code "
+            "has 'last_scale', 'pad' or 'stretch', 1, 1, false and 0 only. Use save_pretrained."
         )
     description = hf_description(dataclasses.replace(config.language, tie_embeddings=False))
     family = "Qwen" if description["model_type"] == "qwen2" else "Llama"

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from tokenflow.language.config import LanguageConfig
 from tokenflow.language.hf import HfLanguage, load_hf_language
 from tokenflow.language.lazy_tensors import LazyTensors
 from tokenflow.understanding.config import UnderstandingConfig, feature_shape, image_size, merged_tokens
-from tokenflow.understanding.projector import build_projector
+from tokenflow.understanding.projector import build_projector, whitening
 
 _SIZES = (
     *("vocabulary_size", "width", "depth", "heads", "kv_heads", "head_width", "mlp_width", "norm_epsilon"),
@@ -37,15 +38,22 @@ def backbone_config(language: LanguageConfig, tower: Any, **fields: Any) -> Unde
     )
 
 
-def language_weights(config: UnderstandingConfig, source: str | Path | HfLanguage, *, seed: int = 0) -> LazyTensors:
+def language_weights(
+    config: UnderstandingConfig,
+    source: str | Path | HfLanguage,
+    *,
+    seed: int = 0,
+    features: Float[Tensor, "rows C"] | None = None,
+) -> LazyTensors:
     """First weights of a `MultimodalModel`: a language model's under its names, read one at a time, and a projector's.
 
     The projector is drawn from `seed`, so that ranks that build the model in parts begin with the same. A head that is
     tied to the table of embeddings begins as a copy of it. `source` is a folder or hub id, or what `load_hf_language`
-    returned.
+    returned; `features` are some of training, where the configuration wants them whitened.
 
     Raises:
-        ValueError: The language model is another than the configuration's; it names the difference.
+        ValueError: The language model is another than the configuration's; it names the difference. Or features are
+            missing.
     """
     found = source if isinstance(source, HfLanguage) else load_hf_language(source)
     for name in _SIZES:
@@ -55,7 +63,15 @@ def language_weights(config: UnderstandingConfig, source: str | Path | HfLanguag
                 f"{getattr(config.language, name)}. Take its sizes from the language model: backbone_config."
             )
     weights = found.weights.renamed(lambda name: f"language.{name}")
-    return weights.joined(found.head.renamed(lambda _: "head.weight")).joined(_projector(config, seed=seed))
+    weights = weights.joined(found.head.renamed(lambda _: "head.weight")).joined(_projector(config, seed=seed))
+    return weights.joined(_whitening(features)) if config.whiten else weights
+
+
+def _whitening(features: Tensor | None) -> dict[str, Tensor]:
+    if features is None:
+        raise ValueError("whiten is true; pass features of training pictures, whose statistics it takes.")
+    weight, bias = whitening(features)
+    return {"whitening.weight": weight, "whitening.bias": bias}
 
 
 def _projector(config: UnderstandingConfig, *, seed: int) -> dict[str, Tensor]:

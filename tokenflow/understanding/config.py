@@ -38,6 +38,13 @@ class UnderstandingConfig:
     merge: int = 1
     """Neighbouring features on a side that the projector reads beside one another and that become one position, as in
     Qwen2-VL and InternVL: 2 makes an image take a quarter of the positions. 1 is the paper's."""
+    neighbourhood: int = 1
+    """Features on a side, odd, that the projector reads around each place, as Honeybee's and MobileVLM's convolutional
+    projectors do: 3 shows it a feature among its eight neighbours, zeros beyond the border. 1 is the paper's."""
+    whiten: bool = False
+    """Whether features pass a frozen linear layer that makes their channels uncorrelated and equally strong over the
+    training pictures (ZCA whitening). A few directions of a small tokenizer's codes hold nearly all their variance, and
+    a projector hears the others late. False is the paper's."""
     coordinates: int = 0
     """How many sines and cosines of its column, and of its row, the projector reads beside a feature. 0 is the paper's:
     a large language model learns places from the order of the features, a small one takes long to."""
@@ -59,6 +66,14 @@ class UnderstandingConfig:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(choices))}.")
         projector_layers(self.projector)
         merged_tokens(self.features_per_image, merge=self.merge, features=self.features)
+        side = math.isqrt(self.image_tokens)
+        around = self.neighbourhood
+        if around < 1 or around % 2 == 0 or (around > 1 and (side**2 != self.image_tokens or self.merge > 1)):
+            raise ValueError(
+                f"neighbourhood is {around}, an image takes {self.image_tokens} positions ({self.features}) and merge "
+                f"is {self.merge}; expected an odd number, and 1 where positions are no square grid or share features. "
+                "Set it to 1."
+            )
         if self.coordinates < 0 or (self.coordinates and math.isqrt(self.image_tokens) ** 2 != self.image_tokens):
             raise ValueError(
                 f"coordinates is {self.coordinates} and an image takes {self.image_tokens} positions "
@@ -82,8 +97,8 @@ class UnderstandingConfig:
 
     @property
     def projector_width(self) -> int:
-        """Channels that the projector reads: of the features that it merges, and of their coordinates."""
-        return self.feature_width * self.merge**2 + 4 * self.coordinates
+        """Channels that the projector reads: of the features that it sees at a place, and of its coordinates."""
+        return self.feature_width * (self.merge * self.neighbourhood) ** 2 + 4 * self.coordinates
 
     @property
     def features_per_image(self) -> int:

@@ -15,10 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tokenflow.language.head import LanguageHead
-from tokenflow.language.transformer import CausalTransformer
+from tokenflow.language.transformer import CausalTransformer, Projection
 from tokenflow.understanding.batching import MultimodalBatch
 from tokenflow.understanding.config import UnderstandingConfig
-from tokenflow.understanding.projector import build_projector, grid_coordinates, merged
+from tokenflow.understanding.projector import build_projector, grid_coordinates, merged, surrounded
 
 
 class MultimodalOutput(NamedTuple):
@@ -56,6 +56,10 @@ class MultimodalModel(nn.Module):
         self.config = config
         language = config.language
         self.language = CausalTransformer(language)
+        self.whitening = None
+        if config.whiten:
+            # computed from pictures before training (`projector.whitening`), never learned
+            self.whitening = Projection(config.feature_width, config.feature_width, bias=True).requires_grad_(False)
         self.projector = build_projector(
             config.projector,
             feature_width=config.projector_width,
@@ -95,10 +99,17 @@ class MultimodalModel(nn.Module):
     ) -> Float[Tensor, "B L W"]:
         """Embeddings of tokens, and projected features where `image_rows` is not negative."""
         tokens = self.language.embed_tokens(ids)
-        neighbours = self._with_coordinates(merged(features, self.config.merge))
-        images = self.projector(neighbours.to(tokens.dtype)).flatten(0, 1)
+        images = self.projector(self._what_is_read(features).to(tokens.dtype)).flatten(0, 1)
         placed = images[image_rows.clamp(min=0)].to(tokens.dtype)
         return torch.where((image_rows >= 0)[..., None], placed, tokens)
+
+    def _what_is_read(self, features: Tensor) -> Tensor:
+        """The projector's inputs at every position, [I, N, projector_width]."""
+        if self.whitening is not None:
+            # never under autocast: it subtracts means that are larger than what is left
+            with torch.autocast(features.device.type, enabled=False):
+                features = self.whitening(features.to(self.whitening.weight.dtype))
+        return self._with_coordinates(surrounded(merged(features, self.config.merge), self.config.neighbourhood))
 
     def _with_coordinates(self, features: Tensor) -> Tensor:
         count = self.config.coordinates

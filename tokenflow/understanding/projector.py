@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -41,6 +42,37 @@ def merged(features: Float[Tensor, "I N C"], merge: int) -> Float[Tensor, "I n c
     side = math.isqrt(features.shape[1]) // merge
     blocks = features.unflatten(1, (side, merge, side, merge)).permute(0, 1, 3, 2, 4, 5)
     return blocks.flatten(3).flatten(1, 2)
+
+
+def surrounded(features: Float[Tensor, "I N C"], size: int) -> Float[Tensor, "I N c"]:
+    """Each feature of a square grid, row-major, with the `size` x `size` around it: [I, N, C size^2], zeros outside."""
+    if size == 1:
+        return features
+    side = math.isqrt(features.shape[1])
+    grid = features.transpose(1, 2).unflatten(2, (side, side))
+    return F.unfold(grid, size, padding=size // 2).transpose(1, 2)
+
+
+def whitening(features: Float[Tensor, "rows C"], *, floor: float = 1e-3) -> tuple[Float[Tensor, "C C"], Tensor]:
+    """(weight [C, C], bias [C]) of the linear layer that makes channels uncorrelated and of variance one: ZCA.
+
+    Args:
+        features: At least two, of many places and pictures.
+        floor: Share of the mean variance that is added to every direction's, so that noise is not made loud.
+
+    Raises:
+        ValueError: Too few features, or all of them equal.
+    """
+    if len(features) < 2:
+        raise ValueError(f"{len(features)} features cannot be whitened; expected many, of several pictures.")
+    rows = features.double()
+    mean = rows.mean(dim=0)
+    values, directions = torch.linalg.eigh((rows - mean).T @ (rows - mean) / (len(rows) - 1))
+    least = floor * values.clamp(min=0).mean()
+    if not least > 0:
+        raise ValueError(f"all {len(features)} features are equal: nothing to whiten. Look at the pictures.")
+    weight = directions @ torch.diag((values.clamp(min=0) + least).rsqrt()) @ directions.T
+    return weight.float(), -(weight @ mean).float()
 
 
 def grid_coordinates(
