@@ -7,6 +7,11 @@ the 8 x 8 cells. Reported is the share of covered cells that it names rightly on
 colour and shape (`seen`) and on 1000 with pairs that training never shows (`heldout`). Features that mean something
 are read after few steps; pixels need many. Rows: raw pixels, the teacher's tokens, the codes' features, and the
 semantic half of those.
+
+    python -m benchmarks.semantics --tokenizer runs/demo/tokenizer/model --neighbourhood 3 --whiten
+
+With `--neighbourhood` the probe has the form of a multimodal model's projector, two layers that read so many cells on a
+side; `--whiten` gives it uncorrelated channels, in place of channels that are each of variance one.
 """
 
 import argparse
@@ -24,6 +29,7 @@ from tokenflow.data.shapes import SHAPES, SceneSampler, Split, coverage, draw
 from tokenflow.data.transforms import to_tensor
 from tokenflow.tokenizer.model import TokenFlowTokenizer
 from tokenflow.tokenizer.teachers import teacher_tower
+from tokenflow.understanding.projector import whitening
 
 IMAGE_SIZE, GRID, BATCH = 32, 8, 32
 _COVERED = 0.3
@@ -53,20 +59,34 @@ def scenes(split: Split, count: int) -> Scenes:
     return Scenes(to_tensor(torch.from_numpy(np.stack(images))), torch.from_numpy(np.stack(labels)))
 
 
-def probe(features: dict[str, Tensor], found: dict[str, Scenes], *, steps: int) -> dict[str, float]:
+def probe(
+    features: dict[str, Tensor],
+    found: dict[str, Scenes],
+    *,
+    steps: int,
+    neighbourhood: int | None = None,
+    whiten: bool = False,
+) -> dict[str, float]:
     """Share of covered cells named rightly, by split; features [N, C, 8, 8] of every split."""
     torch.manual_seed(0)
     train, labels = features["train"], found["train"].labels
-    mean, deviation = train.mean((0, 2, 3), keepdim=True), train.std((0, 2, 3), keepdim=True) + 1e-6
+    rows = train.transpose(0, 1).flatten(1).T
+    deviation, mean = torch.std_mean(rows, dim=0)
+    weight, bias = torch.diag(1 / (deviation + 1e-6)), -mean / (deviation + 1e-6)
+    if whiten:
+        weight, bias = whitening(rows)
+    features = {split: F.conv2d(part, weight[..., None, None], bias) for split, part in features.items()}
+    train = features["train"]
     layers: list[nn.Module] = []
-    for width in (train.shape[1], 64, 64):
-        layers += [nn.Conv2d(width, 64, 3, padding=1), nn.GELU()]
+    for width in (train.shape[1], 64, 64) if neighbourhood is None else (train.shape[1],):
+        kernel = neighbourhood or 3
+        layers += [nn.Conv2d(width, 64, kernel, padding=kernel // 2), nn.GELU()]
     net = nn.Sequential(*layers, nn.Conv2d(64, 1 + len(SHAPES), 1))
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for _ in range(steps):
         chosen = torch.randint(len(train), (BATCH,))
-        loss = F.cross_entropy(net((train[chosen] - mean) / deviation), labels[chosen])
+        loss = F.cross_entropy(net(train[chosen]), labels[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -74,7 +94,7 @@ def probe(features: dict[str, Tensor], found: dict[str, Scenes], *, steps: int) 
     shares = {}
     for split in ("seen", "heldout"):
         with torch.no_grad():
-            named = net((features[split] - mean) / deviation).argmax(1)
+            named = net(features[split]).argmax(1)
         covered = found[split].labels > 0
         shares[split] = (named == found[split].labels)[covered].float().mean().item()
     return shares
@@ -106,7 +126,13 @@ def measure(arguments: argparse.Namespace) -> Iterator[dict[str, object]]:
     features = {split: read(part.images, teacher, tokenizer) for split, part in found.items()}
     for name in features["train"]:
         start = time.process_time()
-        shares = probe({split: part[name] for split, part in features.items()}, found, steps=arguments.steps)
+        shares = probe(
+            {split: part[name] for split, part in features.items()},
+            found,
+            steps=arguments.steps,
+            neighbourhood=arguments.neighbourhood,
+            whiten=arguments.whiten,
+        )
         yield {
             "features": name,
             "steps": arguments.steps,
@@ -121,6 +147,8 @@ def main() -> None:
     parser.add_argument("--teacher", help="folder of a teacher")
     parser.add_argument("--tokenizer", help="folder of a tokenizer")
     parser.add_argument("--steps", type=int, default=600, help="of the probe, 32 pictures each (default %(default)s)")
+    parser.add_argument("--neighbourhood", type=int, choices=[1, 3], help="cells on a side that a projector reads")
+    parser.add_argument("--whiten", action="store_true", help="uncorrelated channels")
     parser.add_argument("--pictures", type=int, default=6000, help="training scenes (default %(default)s)")
     parser.add_argument("--asked", type=int, default=1000, help="scenes of each split asked (default %(default)s)")
     arguments = parser.parse_args()

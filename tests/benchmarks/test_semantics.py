@@ -25,7 +25,21 @@ def test_the_probe_names_what_the_features_say_and_guesses_otherwise():
     telling = {split: torch.nn.functional.one_hot(part.labels).movedim(-1, 1).float() for split, part in found.items()}
     silent = {split: torch.randn(part.shape, generator=generator) for split, part in telling.items()}
     assert min(probe(telling, found, steps=60).values()) > 0.95
+    assert min(probe(telling, found, steps=60, neighbourhood=1, whiten=True).values()) > 0.95
     assert max(probe(silent, found, steps=60).values()) < 0.4
+
+
+def test_whitening_makes_a_quiet_direction_heard():
+    generator = torch.Generator().manual_seed(0)
+    found, quiet = {}, {}
+    for split, count in (("train", 64), ("seen", 32), ("heldout", 32)):
+        labels = torch.randint(2, (count, GRID, GRID), generator=generator)
+        loud = torch.randn((count, 1, GRID, GRID), generator=generator)
+        found[split] = Scenes(torch.zeros(count, 3, 32, 32), labels)
+        quiet[split] = torch.cat([10 * loud, 10 * loud + (labels[:, None] - 0.5)], dim=1)
+    options = {"steps": 60, "neighbourhood": 1}
+    whitened = probe(quiet, found, whiten=True, **options)
+    assert min(whitened.values()) > max(probe(quiet, found, **options).values()) + 0.2
 
 
 def test_features_of_teacher_and_tokenizer_lie_on_the_grid(tmp_path):
