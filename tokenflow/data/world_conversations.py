@@ -27,8 +27,8 @@ WORLD_FILES: dict[WorldFile, str] = {
     "text": "text.jsonl",
     "corpus": "corpus.txt",
 }
-"""Pictures with descriptions; with one question for a shape or a colour; with questions of every kind; descriptions with
-questions; the last as plain lines."""
+"""Pictures with descriptions; with one question for a shape or a colour; with questions of every kind; descriptions
+with questions; the last as plain lines."""
 MANIFEST = "conversations.json"
 _VERSION = 3
 DESCRIBE = ("describe the picture.", "what is in the picture?", "what do you see?")
