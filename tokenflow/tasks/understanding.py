@@ -96,19 +96,21 @@ class UnderstandingParts:
         features = self._some_features() if self.config.whiten else None
         return language_weights(self.config, self.checkpoint, seed=self.recipe.train.seed, features=features)
 
-    @torch.no_grad()
     def _some_features(self) -> Tensor:
         """Features [rows, C] of the first training pictures; the same on every rank."""
         reader = ConversationReader(self.recipe.data, seed=self.recipe.train.seed, prepare=self.prepare)
         pixels: list[Tensor] = []
         for position in range(min(sum(reader.sizes), 8 * _WHITENED)):
-            pixels.extend(reader.read(position)[0].pixels[:, None].unbind())
-            if len(pixels) >= _WHITENED:
+            pixels.append(reader.read(position)[0].pixels)
+            if sum(map(len, pixels)) >= _WHITENED:
                 break
-        if not pixels:
+        if not sum(map(len, pixels)):
             raise ValueError("whiten is true and the first conversations have no picture; set model.whiten to false.")
         device = distributed.device()
-        parts = [image_features(self.tower, one.to(device), self.config.features) for one in pixels]
+        parts = [
+            image_features(self.tower, some.to(device), self.config.features)
+            for some in torch.cat(pixels).split(self.recipe.train.micro_batch_size)
+        ]
         return torch.cat(parts).flatten(0, 1).cpu()
 
     def build(self) -> MultimodalModel:

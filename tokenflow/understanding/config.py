@@ -66,15 +66,15 @@ class UnderstandingConfig:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(choices))}.")
         projector_layers(self.projector)
         merged_tokens(self.features_per_image, merge=self.merge, features=self.features)
-        side = math.isqrt(self.image_tokens)
+        on_grid = math.isqrt(self.image_tokens) ** 2 == self.image_tokens
         around = self.neighbourhood
-        if around < 1 or around % 2 == 0 or (around > 1 and (side**2 != self.image_tokens or self.merge > 1)):
+        if around < 1 or around % 2 == 0 or (around > 1 and (self.merge > 1 or not on_grid)):
             raise ValueError(
                 f"neighbourhood is {around}, an image takes {self.image_tokens} positions ({self.features}) and merge "
                 f"is {self.merge}; expected an odd number, and 1 where positions are no square grid or share features. "
                 "Set it to 1."
             )
-        if self.coordinates < 0 or (self.coordinates and math.isqrt(self.image_tokens) ** 2 != self.image_tokens):
+        if self.coordinates < 0 or (self.coordinates and not on_grid):
             raise ValueError(
                 f"coordinates is {self.coordinates} and an image takes {self.image_tokens} positions "
                 f"({self.features}); expected 0 or more, and 0 where the positions are no square grid. Set it to 0."
