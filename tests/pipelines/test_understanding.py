@@ -122,6 +122,18 @@ def test_a_stopped_alignment_ends_like_the_unbroken_one(align_options, aligned, 
     assert all(torch.equal(value, weights(aligned)[name]) for name, value in weights(tmp_path / "run").items())
 
 
+def test_features_are_whitened_with_pictures_or_not_at_all(align_options, talk, tmp_path):
+    def reading(*names):
+        options = [*align_options(tmp_path / names[0]), *QUIET]
+        place = options.index("--data")
+        sources = json.dumps([{"path": str(talk / name)} for name in names])
+        return [*options[:place], "--data.sources", sources, *options[place + 2 :]]
+
+    assert "have no picture; set model.whiten to false" in refused(*reading("text.jsonl"), module=ALIGN)
+    run(*reading("captions.jsonl", "text.jsonl"), module=ALIGN)
+    assert weights(tmp_path / "captions.jsonl")["whitening.weight"].isfinite().all()
+
+
 def test_tuning_moves_everything_but_the_whitening_and_the_export_answers(aligned, tuned):
     before, after = weights(aligned), weights(tuned)
     still = [name for name in after if torch.equal(before[name], after[name])]
