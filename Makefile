@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 LMMS := .venv-lmms
 LMMS_STAMP := $(LMMS)/.installed
 TEST_FLAGS ?=
-# Processes for the fast tests; many of those start two ranks themselves. 0: in this process, one after another.
+# Processes for tests; many of those start two ranks themselves. 0: in this process, one after another.
 TEST_WORKERS ?= 2
 
 .PHONY: help setup slurm demo ablation test test-slow test-lmms lint format clean
@@ -43,7 +43,7 @@ test: $(STAMP) slurm
 	$(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadgroup $(TEST_FLAGS)
 
 test-slow: $(STAMP) slurm
-	$(BIN)/python -m pytest -m slow $(TEST_FLAGS)
+	$(BIN)/python -m pytest -m slow -n $(TEST_WORKERS) --dist loadgroup $(TEST_FLAGS)
 
 # A layer upon .venv: its packages are seen from there, and those that lmms-eval wants in other versions lie over them.
 $(LMMS_STAMP): $(STAMP)

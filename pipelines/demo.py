@@ -38,6 +38,7 @@ from tokenflow.train import EXIT_STOPPED, distributed
 IMAGE_SIZE = 32
 TRAINING_SCENES = 20000
 EVALUATION_SCENES = 512
+QUICK_SCENES = 4000
 QUICK_STEPS = {
     "teacher": 80,
     "tokenizer": 500,
@@ -59,9 +60,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run all stages, evaluate, write the page; 1 when a quality gate is missed, 75 when interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="where everything goes")
-    parser.add_argument("--quick", action="store_true", help="a few training steps only: the page, without the quality")
+    parser.add_argument(
+        "--quick",
+        nargs="?",
+        type=int,
+        const=max(QUICK_STEPS.values()),
+        metavar="STEPS",
+        help="a few training steps only, of every stage at most STEPS (%(const)s): the page, without the quality",
+    )
     arguments = parser.parse_args(argv)
-    demo = Demo(arguments.output, quick=arguments.quick)
+    if arguments.quick is not None and arguments.quick < 1:
+        parser.error(f"--quick is {arguments.quick}; expected at least 1 step")
+    demo = Demo(arguments.output, quick_steps=arguments.quick)
     try:
         return demo.run()
     except (KeyboardInterrupt, StageStopped):
@@ -76,12 +86,14 @@ class StageStopped(Exception):
 class Demo:
     """The stages in order, and the seconds each of them took over all attempts."""
 
-    def __init__(self, output: Path, *, quick: bool) -> None:
+    def __init__(self, output: Path, *, quick_steps: int | None) -> None:
         self.output = output
-        self.quick = quick
-        self.data = output / "data"
+        self.quick = quick_steps is not None
+        self.most_steps = quick_steps
         # Few steps make another run: its checkpoints must not be continued by the full demo.
-        self.runs = output / "quick" if quick else output
+        self.runs = output / "quick" if self.quick else output
+        self.data = self.runs / "data"
+        self.scenes = QUICK_SCENES if self.quick else TRAINING_SCENES
         self.timing_path = self.runs / "timing.json"
         self.seconds: dict[str, float] = read_json(self.timing_path) if self.timing_path.exists() else {}
 
@@ -133,13 +145,13 @@ class Demo:
 
     def _draw_world(self) -> None:
         sets = (
-            ("train", TRAINING_SCENES, 0, "train"),
+            ("train", self.scenes, 0, "train"),
             ("seen", EVALUATION_SCENES, 1, "seen"),
             ("heldout", EVALUATION_SCENES, 1, "heldout"),
         )
         for folder, count, seed, split in sets:
             write_shapes(self.data / folder, num_samples=count, image_size=IMAGE_SIZE, seed=seed, split=split)
-        self.lessons = write_lessons(self.data / "conversations", num_scenes=TRAINING_SCENES, seed=0)
+        self.lessons = write_lessons(self.data / "conversations", num_scenes=self.scenes, seed=0)
         for folder, split in (("photographs", "train"), ("photographs-heldout", "heldout")):
             export_photographs(self.data / folder, split=split, image_size=128)
 
@@ -157,7 +169,7 @@ class Demo:
 
     def _understanding(self) -> None:
         """A language model from text alone, then its alignment with the tokenizer, then questions and answers."""
-        sees = ["--data.images", str(self.data / "train"), "--tokenizer", str(self.runs / "decoder" / "model")]
+        sees = ["--data.images", str(self.runs / "codes"), "--tokenizer", str(self.runs / "decoder" / "model")]
         self._stage("language", "lm_pretrain", mixture(self.lessons, text=0.8, rare_text=0.2), processes=PROCESSES)
         begin = ["--language", str(self.runs / "language" / "model")]
         self._stage(
@@ -183,8 +195,8 @@ class Demo:
         words = [*(launcher if processes > 1 else []), "-m", f"pipelines.{pipeline}"]
         words += ["--recipe", "nano", "--output", str(self.runs / name), *options]
         words += LANGUAGE_PRECISION if name in ("generation", "language", "align", "sft") else ()
-        if self.quick:
-            words += ["--train.steps", str(QUICK_STEPS[name])]
+        if self.most_steps is not None:
+            words += ["--train.steps", str(min(QUICK_STEPS[name], self.most_steps))]
         self._process(name, words)
 
     def _process(self, name: str, words: list[str]) -> None:

@@ -26,7 +26,7 @@ class Page(HTMLParser):
 
 
 def test_the_quick_demo_makes_one_self_contained_page_and_the_numbers(tmp_path):
-    run("--quick", "--output", tmp_path / "demo", module="pipelines.demo", timeout=900)
+    run("--quick", 60, "--output", tmp_path / "demo", module="pipelines.demo", timeout=900)
     metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())
     assert metrics["quick"] is True
     assert 0 < metrics["tokenizer.usage"] <= 1

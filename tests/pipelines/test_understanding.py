@@ -8,6 +8,7 @@ import torch
 from tests.pipelines.world import CONFIGS
 from tests.train.launching import curve, refused, run, stop
 from tokenflow import ImageToText
+from tokenflow.cli import main as command
 from tokenflow.data.world_conversations import write_conversations
 from tokenflow.language.hf import load_hf_language
 from tokenflow.train import read_rows
@@ -167,6 +168,14 @@ def test_low_rank_adapters_learn_alike_on_two_processes_and_are_merged_on_export
     assert not [name for name in still if "proj" in name]
     for name, value in two.items():
         torch.testing.assert_close(value, one[name], rtol=0, atol=2e-3)
+
+
+def test_codes_in_place_of_pictures_teach_the_same(world, barely_trained, tune_options, tuned, tmp_path):
+    codes = tmp_path / "codes"
+    given = ("--data", world / "train", "--tokenizer", barely_trained, "--out", codes)
+    assert command(["encode-shards", *map(str, given)]) == 0
+    run(*tune_options(tmp_path / "run"), "--data.images", codes, module=TUNE)
+    assert_same_curve(tmp_path / "run", tuned)
 
 
 def test_packed_rows_reach_the_curve_of_padded_ones(tune_options, tuned, tmp_path):

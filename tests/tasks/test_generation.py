@@ -14,10 +14,10 @@ from tokenflow.data import SourceConfig, write_shapes
 from tokenflow.generation.model import Generator
 from tokenflow.language.hf import load_hf_language
 from tokenflow.tasks.generation import GenerationParts, evaluation_batches
-from tokenflow.tasks.generation_codes import codes_fingerprint
 from tokenflow.tasks.generation_prompts import ClassPrompts, TextPrompts, build_text_tokenizer, first_sentence
 from tokenflow.tasks.generation_recipe import GenerationRecipe, GeneratorChoice
 from tokenflow.tasks.generation_weights import generator_config, initial_weights
+from tokenflow.tasks.stored_codes import codes_fingerprint
 from tokenflow.tokenizer.presets import preset
 
 CAPTION = "A red circle. It is round."

@@ -14,7 +14,7 @@ from tokenflow.commands.reconstruct import choose_device
 from tokenflow.data import SourceConfig
 from tokenflow.data.code_shards import CodeShards
 from tokenflow.evaluation.progress import EvaluationProgress
-from tokenflow.tasks.generation_codes import describe_codes
+from tokenflow.tasks.stored_codes import describe_codes
 
 _HEADER = 512
 

@@ -1,6 +1,6 @@
 """Data: pictures, conversations about them, the training order and its cursor, the built-in world and its verifier."""
 
-from tokenflow.data.codes import CodesDescription, codes_of
+from tokenflow.data.codes import CodesDescription, codes_of, codes_of_conversations
 from tokenflow.data.config import Cursor, DataConfig, SourceConfig
 from tokenflow.data.conversation_config import ConversationConfig, ConversationSourceConfig
 from tokenflow.data.conversation_loader import ConversationLoader
@@ -27,6 +27,7 @@ __all__ = [
     "TooManyBadSamples",
     "center_crop",
     "codes_of",
+    "codes_of_conversations",
     "decode_image",
     "read_captions",
     "to_tensor",

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tokenflow.data.config import DataConfig, SourceConfig
+from tokenflow.data.conversation_config import ConversationConfig
 from tokenflow.data.counts import MANIFEST_NAME
 from tokenflow.data.files import write_json
 from tokenflow.data.samples import BadSample
@@ -147,6 +148,16 @@ def codes_of(config: DataConfig) -> CodesDescription | None:
             "them equal."
         )
     return description
+
+
+def codes_of_conversations(config: ConversationConfig) -> CodesDescription | None:
+    """Whose codes stand for the pictures of conversations; None where pictures do, or there are none.
+
+    Raises:
+        ValueError: Sources of codes and of pictures, or of two tokenizers.
+    """
+    paths = [path for source in config.sources if (path := source.images or config.images) is not None]
+    return _only([codes_of_source(SourceConfig(path=path)) for path in paths], paths) if paths else None
 
 
 def _only(found: list[CodesDescription | None], names: list[str]) -> CodesDescription | None:

@@ -11,7 +11,8 @@ class ConversationSourceConfig:
     path: str
     """A .json or .jsonl in LLaVA's format, or a .txt with a document a line."""
     images: str | None = None
-    """Where its pictures lie: a folder, a folder of .tar shards, or a pattern of shards (`images/{000..127}.tar`)."""
+    """Where its pictures lie: a folder, a folder of .tar shards, or a pattern of shards (`images/{000..127}.tar`); or
+    their codes, a folder that `tokenflow encode-shards` wrote: then nothing is decoded or encoded in training."""
     name: str | None = None
     """Name in cursors and messages; the last part of the path by default."""
     weight: float | None = None

@@ -19,7 +19,6 @@ from tokenflow.data.mixture import Mixture
 from tokenflow.data.order import SourceOrder
 from tokenflow.data.samples import BadSample
 from tokenflow.data.sources import SkippedSample, unique_names
-from tokenflow.data.transforms import decode_image
 
 logger = logging.getLogger(__name__)
 _MAX_ATTEMPTS = 32
@@ -36,8 +35,8 @@ class ConversationSample:
     """Its file."""
     turns: tuple[Turn, ...]
     """("user" or "assistant", text) in turn; `<image>` in the text stands for a picture."""
-    images: tuple[Image.Image, ...]
-    """RGB, of any size, in the order of the marks."""
+    images: tuple[Image.Image, ...] | tuple[np.ndarray, ...]
+    """RGB, of any size, in the order of the marks; or their codes, int64 [L], where those are stored."""
     image_names: tuple[str, ...]
     """As the file names them."""
     seed: int
@@ -142,7 +141,7 @@ class ConversationReader:
             id=record.id,
             where=file.path,
             turns=record.turns,
-            images=tuple(_decode(store.read(name), name) for name in record.images),
+            images=tuple(store.read(name) for name in record.images),
             image_names=record.images,
             seed=mix(self.seed, number, epoch, index),
         )
@@ -182,10 +181,3 @@ class ConversationReader:
         for file in self.files:
             if not file.size:
                 raise ValueError(f"{file.path!r} has no conversation that can be used; is it empty?")
-
-
-def _decode(content: bytes, name: str) -> Image.Image:
-    try:
-        return decode_image(content)
-    except BadSample as error:
-        raise BadSample(f"{name}: {error}") from error

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,8 +25,8 @@ class Prepared(NamedTuple):
 
     tokens: Tokens
     """Ids and labels."""
-    pixels: Tensor
-    """Its images, [I, 3, S, S] in [-1, 1]."""
+    images: Tensor
+    """Its images, [I, 3, S, S] in [-1, 1], or their codes, int64 [I, L]."""
 
 
 class PrepareConversation:
@@ -43,6 +44,8 @@ class PrepareConversation:
                 f"no answer begins within max_length {config.max_length} (an image takes {config.image_tokens} "
                 "positions); raise max_length, or leave it out"
             )
+        if sample.images and isinstance(sample.images[0], np.ndarray):
+            return Prepared(tokens, torch.from_numpy(np.stack(sample.images)))
         return Prepared(tokens, read_pictures(sample.images, size=config.image_size, aspect=config.aspect))
 
 
@@ -64,11 +67,12 @@ def conversation_loader(prepare: Callable[[ConversationSample], Any]) -> Callabl
 def batch_of(
     samples: list[Prepared], *, image_tokens: int, max_length: int, packing: Packing = "none"
 ) -> tuple[MultimodalBatch, Tensor]:
-    """(batch, its images [I, 3, S, S]) on this rank's device."""
+    """(batch, its images [I, 3, S, S] or their codes [I, L]) on this rank's device."""
     batch = collate(
         [sample.tokens for sample in samples], image_tokens=image_tokens, max_length=max_length, packing=packing
     )
-    return batch.to(distributed.device()), torch.cat([sample.pixels for sample in samples]).to(distributed.device())
+    images = [sample.images for sample in samples if len(sample.images)] or [samples[0].images]
+    return batch.to(distributed.device()), torch.cat(images).to(distributed.device())
 
 
 class EvaluationConversations:

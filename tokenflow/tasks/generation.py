@@ -25,7 +25,6 @@ from tokenflow.generation.refinement import with_guesses
 from tokenflow.generation.text_field import TextField, TextTokens
 from tokenflow.generation.text_to_image import TextToImage
 from tokenflow.language.hf import HfLanguage, load_hf_language
-from tokenflow.tasks.generation_codes import batch_codes, check_stored_codes
 from tokenflow.tasks.generation_prompts import (
     ClassPrompts,
     Prompts,
@@ -36,6 +35,7 @@ from tokenflow.tasks.generation_prompts import (
 from tokenflow.tasks.generation_recipe import GenerationRecipe
 from tokenflow.tasks.generation_weights import generator_config, initial_weights
 from tokenflow.tasks.stage import engine_options, whole_module
+from tokenflow.tasks.stored_codes import batch_codes, check_stored_codes
 from tokenflow.tokenizer.model import TokenFlowTokenizer
 from tokenflow.train import (
     Engine,

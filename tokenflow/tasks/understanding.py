@@ -5,6 +5,7 @@ Only language model and projector are an engine. The tokenizer lies outside it, 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -30,6 +31,7 @@ from tokenflow.tasks.conversation_batches import (
     token_means,
 )
 from tokenflow.tasks.stage import engine_options
+from tokenflow.tasks.stored_codes import check_conversations_codes
 from tokenflow.tasks.understanding_recipe import UnderstandingRecipe
 from tokenflow.tokenizer.config import from_dict
 from tokenflow.train import (
@@ -85,6 +87,10 @@ class UnderstandingParts:
         self.config = recipe.model.config(language, self.tower.config)
         self.text_tokenizer = load_text_tokenizer(text_source)
         self.reader = ConversationTokenizer(self.text_tokenizer, self.config.template, system=self.config.system)
+        for sources in (recipe.data.sources, recipe.evaluation_sources):
+            if sources:
+                data = dataclasses.replace(recipe.data, sources=sources)
+                check_conversations_codes(data, self.tower, name=recipe.tokenizer, aspect=self.config.aspect)
         self.prepare = PrepareConversation(self.reader, self.config)
         check_supervision(self.reader)
         self.tower.to(distributed.device())
@@ -99,17 +105,18 @@ class UnderstandingParts:
     def _some_features(self) -> Tensor:
         """Features [rows, C] of the first training pictures; the same on every rank."""
         reader = ConversationReader(self.recipe.data, seed=self.recipe.train.seed, prepare=self.prepare)
-        pixels: list[Tensor] = []
+        images: list[Tensor] = []
         for position in range(min(sum(reader.sizes), 8 * _WHITENED)):
-            pixels.append(reader.read(position)[0].pixels)
-            if sum(map(len, pixels)) >= _WHITENED:
+            found = reader.read(position)[0].images
+            images += [found] if len(found) else []
+            if sum(map(len, images)) >= _WHITENED:
                 break
-        if not sum(map(len, pixels)):
+        if not images:
             raise ValueError("whiten is true and the first conversations have no picture; set model.whiten to false.")
         device = distributed.device()
         parts = [
             image_features(self.tower, some.to(device), self.config.features)
-            for some in torch.cat(pixels).split(self.recipe.train.micro_batch_size)
+            for some in torch.cat(images).split(self.recipe.train.micro_batch_size)
         ]
         return torch.cat(parts).flatten(0, 1).cpu()
 
@@ -231,10 +238,10 @@ class UnderstandingTask:
 
     def _inputs(self, samples: list[Prepared]) -> tuple[MultimodalBatch, Tensor | None]:
         config = self.parts.config
-        batch, pixels = batch_of(
+        batch, images = batch_of(
             samples,
             image_tokens=config.image_tokens,
             max_length=config.max_length,
             packing=self.recipe.packing,
         )
-        return batch, image_features(self.parts.tower, pixels, config.features) if len(pixels) else None
+        return batch, image_features(self.parts.tower, images, config.features) if len(images) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenflow.tokenizer.model import TokenFlowTokenizer
@@ -15,9 +15,9 @@ Tower = TokenFlowTokenizer | Teacher
 
 @torch.no_grad()
 def image_features(
-    tower: Tower, images: Float[Tensor, "I 3 S S"], features: Features = "last_scale"
+    tower: Tower, images: Float[Tensor, "I 3 S S"] | Int[Tensor, "I L"], features: Features = "last_scale"
 ) -> Float[Tensor, "I N C"]:
-    """Features of images in [-1, 1], fp32, without gradients.
+    """Features of images in [-1, 1], or of the codes of images, fp32, without gradients.
 
     Raises:
         ValueError: A teacher's features of a tokenizer, or codes of a teacher.
@@ -26,4 +26,4 @@ def image_features(
         raise ValueError(f"features are {features!r} and the tower is a {type(tower).__name__}. Pass the other kind.")
     if isinstance(tower, Teacher):
         return tower(images)
-    return tower.features(tower.encode(images), features)
+    return tower.features(tower.encode(images) if images.is_floating_point() else images, features)
