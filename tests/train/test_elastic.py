@@ -49,8 +49,8 @@ def test_a_run_goes_on_at_another_number_of_ranks(tmp_path, before, after, micro
 
 def test_ranks_among_which_the_global_batch_does_not_divide_are_refused_with_a_way_out(tmp_path):
     shared = ("--output", tmp_path, *SHARED, "--stages", 2)
-    run(*shared, "--micro_batch", 4, "--stop_at", STOP, world_size=2)
-    refused = run(*shared, "--micro_batch", 4, world_size=4, expected=1)
-    assert "global_batch_size 8 does not divide into 4 ranks with micro_batch_size 4. Use micro_batch_size 2" in refused
-    run(*shared, "--micro_batch", 2, world_size=4)
-    assert sorted(samples_by_step(tmp_path, 4)) == list(range(STOP, STEPS))
+    run(*shared, "--micro_batch", 8, "--stop_at", STOP)
+    refused = run(*shared, "--micro_batch", 8, world_size=2, expected=1)
+    assert "global_batch_size 8 does not divide into 2 ranks with micro_batch_size 8. Use micro_batch_size 4" in refused
+    run(*shared, "--micro_batch", 4, world_size=2)
+    assert sorted(samples_by_step(tmp_path, 2)) == list(range(STOP, STEPS))
