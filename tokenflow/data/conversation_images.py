@@ -76,12 +76,20 @@ class ImageShards:
     Names are kept as sorted 64-bit hashes, 12 bytes a picture, and compared in the shard's own index.
     """
 
+    beside = ("txt", "json", "cls")
+    """Members that are no pictures."""
+
     def __init__(self, pattern: str):
         self.pattern = pattern
         self.paths = expand_shards(pattern)
         hashes, shards = [], []
         for number, path in enumerate(self.paths):
-            names = [_name_hash(f"{key}.{extension}") for key, members in index_shard(path) for extension in members]
+            names = [
+                _name_hash(_member_name(f"{key}.{extension}"))
+                for key, members in index_shard(path)
+                for extension in members
+                if extension not in self.beside
+            ]
             hashes.append(np.array(names, dtype=np.uint64))
             shards.append(np.full(len(names), number, dtype=np.int32))
         order = np.argsort(joined := np.concatenate(hashes), kind="stable")
@@ -157,4 +165,4 @@ def _member_name(name: str) -> str:
 
 
 def _name_hash(name: str) -> int:
-    return int.from_bytes(blake2b(_member_name(name).encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")

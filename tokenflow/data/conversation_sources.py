@@ -84,7 +84,9 @@ class ConversationReader:
         self.files = [ConversationFile(source.path) for source in config.sources]
         self.sizes = [file.size for file in self.files]
         self._refuse()
-        self._images = [open_images(source.images or config.images) for source in config.sources]
+        paths = [source.images or config.images for source in config.sources]
+        stores = {path: open_images(path) for path in dict.fromkeys(paths)}
+        self._images = [stores[path] for path in paths]
         weights = [source.weight or size for source, size in zip(config.sources, self.sizes, strict=True)]
         self.mixture = Mixture(weights, seed=seed)
         self._orders = [SourceOrder([size], seed=seed, source=number) for number, size in enumerate(self.sizes)]
