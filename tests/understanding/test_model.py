@@ -298,14 +298,23 @@ def test_first_weights_whiten_with_given_features(tmp_path):
 
 @pytest.mark.parametrize("fields", [{"neighbourhood": 2}, {"neighbourhood": 0}, {"neighbourhood": -1}])
 def test_a_neighbourhood_has_a_centre(fields):
-    with pytest.raises(ValueError, match=f"neighbourhood is {fields['neighbourhood']}, .* expected an odd number"):
+    with pytest.raises(ValueError, match=f"neighbourhood is {fields['neighbourhood']} .* expected an odd number"):
         tiny_config(**fields)
 
 
-@pytest.mark.parametrize("fields", [{"merge": 2}, {"image_tokens": 5}])
-def test_a_neighbourhood_needs_a_square_grid_of_single_features(fields):
-    with pytest.raises(ValueError, match="neighbourhood is 3"):
-        tiny_config(neighbourhood=3, **fields)
+def test_a_neighbourhood_needs_a_square_grid():
+    with pytest.raises(ValueError, match="neighbourhood is 3 and an image takes 5 positions"):
+        tiny_config(neighbourhood=3, image_tokens=5)
+
+
+def test_merged_features_have_merged_neighbours():
+    config = tiny_config(neighbourhood=3, merge=2, image_tokens=9)
+    assert config.projector_width == 36 * config.feature_width
+    model = build(config)
+    images = torch.randn(2, 36, config.feature_width)
+    read = model._what_is_read(images)
+    assert read.shape == (2, 9, config.projector_width)
+    torch.testing.assert_close(read, surrounded(merged(images, 2), 3))
 
 
 def test_coordinates_need_a_square_grid():

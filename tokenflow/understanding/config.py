@@ -40,7 +40,8 @@ class UnderstandingConfig:
     Qwen2-VL and InternVL: 2 makes an image take a quarter of the positions. 1 is the paper's."""
     neighbourhood: int = 1
     """Features on a side, odd, that the projector reads around each place, as Honeybee's and MobileVLM's convolutional
-    projectors do: 3 shows it a feature among its eight neighbours, zeros beyond the border. 1 is the paper's."""
+    projectors do: 3 shows it a feature among its eight neighbours (merged ones, where features are merged), zeros
+    beyond the border. 1 is the paper's."""
     whiten: bool = False
     """Whether features pass a frozen linear layer that makes their channels uncorrelated and equally strong over the
     training pictures (ZCA whitening). A few directions of a small tokenizer's codes hold nearly all their variance, and
@@ -68,11 +69,10 @@ class UnderstandingConfig:
         merged_tokens(self.features_per_image, merge=self.merge, features=self.features)
         on_grid = math.isqrt(self.image_tokens) ** 2 == self.image_tokens
         around = self.neighbourhood
-        if around < 1 or around % 2 == 0 or (around > 1 and (self.merge > 1 or not on_grid)):
+        if around < 1 or around % 2 == 0 or (around > 1 and not on_grid):
             raise ValueError(
-                f"neighbourhood is {around}, an image takes {self.image_tokens} positions ({self.features}) and merge "
-                f"is {self.merge}; expected an odd number, and 1 where positions are no square grid or share features. "
-                "Set it to 1."
+                f"neighbourhood is {around} and an image takes {self.image_tokens} positions ({self.features}); "
+                "expected an odd number, and 1 where positions are no square grid. Set it to 1."
             )
         if self.coordinates < 0 or (self.coordinates and not on_grid):
             raise ValueError(
