@@ -200,7 +200,7 @@ def test_an_evaluation_on_two_processes_equals_that_of_one(tuned, tmp_path):
         (["--tokenizer", "nowhere"], "nowhere"),
         (["--continue_from", "nowhere"], "expected one of them"),
         (["--model.template", "qwen_2_5"], "template"),
-        (["--model.max_length", 17], "no answer begins within max_length 17"),
+        (["--model.max_length", 65], "no answer begins within max_length 65"),
     ],
 )
 def test_a_wrong_choice_ends_with_one_line_before_training(align_options, tmp_path, options, message):
