@@ -158,7 +158,7 @@ class Ablation:
         folder, sight = self._folder(variant, seed), SIGHTS[variant]
         common = ["--tokenizer", str(self.towers[sight.tower]), "--model.features", sight.features]
         # features of all scales lie on no grid; the rows are to differ in features alone
-        common += ["--model.coordinates", "0", "--model.neighbourhood", "1", "--model.merge", "1"]
+        common += ["--model.coordinates", "0", "--model.neighbourhood", "1"]
         common += ["--data.images", str(self.data / "train"), "--train.seed", str(seed), "--tracking.mlflow", "false"]
         if self._complete(folder / "tuning"):
             return

@@ -89,7 +89,7 @@ class Demo:
     def __init__(self, output: Path, *, quick_steps: int | None) -> None:
         self.output = output
         self.quick = quick_steps is not None
-        self.most_steps = quick_steps
+        self.quick_steps = quick_steps
         # Few steps make another run: its checkpoints must not be continued by the full demo.
         self.runs = output / "quick" if self.quick else output
         self.data = self.runs / "data"
@@ -195,8 +195,8 @@ class Demo:
         words = [*(launcher if processes > 1 else []), "-m", f"pipelines.{pipeline}"]
         words += ["--recipe", "nano", "--output", str(self.runs / name), *options]
         words += LANGUAGE_PRECISION if name in ("generation", "language", "align", "sft") else ()
-        if self.most_steps is not None:
-            words += ["--train.steps", str(min(QUICK_STEPS[name], self.most_steps))]
+        if self.quick_steps is not None:
+            words += ["--train.steps", str(min(QUICK_STEPS[name], self.quick_steps))]
         self._process(name, words)
 
     def _process(self, name: str, words: list[str]) -> None:

@@ -56,7 +56,7 @@ def test_killed_ten_times_the_result_is_that_of_an_unbroken_run(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 4))
+@pytest.mark.parametrize("seed", range(1, 6))
 def test_killed_thirty_times_the_result_is_that_of_an_unbroken_run(tmp_path, seed):
     whole, continued = killed_and_continued(tmp_path, kills=30, seed=seed)
     assert continued == whole

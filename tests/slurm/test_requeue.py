@@ -12,7 +12,7 @@ from tests.train.launching import curve
 from tokenflow.train import EXIT_STOPPED
 
 TERMS = ("loss", "accuracy")
-KILLS = int(os.environ.get("TOKENFLOW_KILLS", "2"))
+KILLS = int(os.environ.get("TOKENFLOW_KILLS", "3"))
 """Ten of them take about six minutes."""
 
 

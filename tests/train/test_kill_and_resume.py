@@ -49,5 +49,5 @@ def test_three_kills_end_in_the_unbroken_runs_losses(tmp_path):
 
 
 @pytest.mark.slow
-def test_six_kills_end_in_the_unbroken_runs_losses(tmp_path):
-    check_kills(tmp_path, kills=6, stage=3)
+def test_ten_kills_end_in_the_unbroken_runs_losses(tmp_path):
+    check_kills(tmp_path, kills=10, stage=3)

@@ -156,7 +156,7 @@ def codes_of_conversations(config: ConversationConfig) -> CodesDescription | Non
     Raises:
         ValueError: Sources of codes and of pictures, or of two tokenizers.
     """
-    paths = [path for source in config.sources if (path := source.images or config.images) is not None]
+    paths = [path for path in config.image_paths if path is not None]
     return _only([codes_of_source(SourceConfig(path=path)) for path in paths], paths) if paths else None
 
 

@@ -62,3 +62,8 @@ class ConversationConfig:
         for name, bound in {**least, "min_bad_samples": 0}.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} {getattr(self, name)}; expected at least {bound}")
+
+    @property
+    def image_paths(self) -> list[str | None]:
+        """Where the pictures of each source lie; None for a source that has none."""
+        return [source.images or self.images for source in self.sources]

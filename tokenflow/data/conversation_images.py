@@ -17,6 +17,8 @@ from tokenflow.data.shards import expand_shards, index_shard
 from tokenflow.data.transforms import decode_image
 
 _OPEN_SHARDS = 32
+_BESIDE = ("txt", "json", "cls")
+"""Members that are no pictures."""
 
 
 class ImageStore(Protocol):
@@ -76,9 +78,6 @@ class ImageShards:
     Names are kept as sorted 64-bit hashes, 12 bytes a picture, and compared in the shard's own index.
     """
 
-    beside = ("txt", "json", "cls")
-    """Members that are no pictures."""
-
     def __init__(self, pattern: str):
         self.pattern = pattern
         self.paths = expand_shards(pattern)
@@ -88,7 +87,7 @@ class ImageShards:
                 _name_hash(_member_name(f"{key}.{extension}"))
                 for key, members in index_shard(path)
                 for extension in members
-                if extension not in self.beside
+                if extension not in _BESIDE
             ]
             hashes.append(np.array(names, dtype=np.uint64))
             shards.append(np.full(len(names), number, dtype=np.int32))

@@ -84,9 +84,8 @@ class ConversationReader:
         self.files = [ConversationFile(source.path) for source in config.sources]
         self.sizes = [file.size for file in self.files]
         self._refuse()
-        paths = [source.images or config.images for source in config.sources]
-        stores = {path: open_images(path) for path in dict.fromkeys(paths)}
-        self._images = [stores[path] for path in paths]
+        stores = {path: open_images(path) for path in dict.fromkeys(config.image_paths)}
+        self._images = [stores[path] for path in config.image_paths]
         weights = [source.weight or size for source, size in zip(config.sources, self.sizes, strict=True)]
         self.mixture = Mixture(weights, seed=seed)
         self._orders = [SourceOrder([size], seed=seed, source=number) for number, size in enumerate(self.sizes)]

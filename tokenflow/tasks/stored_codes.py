@@ -59,7 +59,7 @@ def check_conversations_codes(data: ConversationConfig, tower: nn.Module, *, nam
     stored = codes_of_conversations(data)
     if stored is None:
         return
-    where = data.images or next(source.images for source in data.sources if source.images)
+    where = next(path for path in data.image_paths if path is not None)
     if not isinstance(tower, TokenFlowTokenizer):
         raise ValueError(
             f"{where} holds codes of {stored}, but {name} is a teacher, which sees pictures. Give the folder or shards "
@@ -77,6 +77,6 @@ def _check_own(stored: CodesDescription, tokenizer: TokenFlowTokenizer, *, where
     own = describe_codes(tokenizer, name=name)
     if stored.fingerprint != own.fingerprint:
         raise ValueError(
-            f"{where} holds codes of {stored}, but the run's tokenizer is {own}. Give the tokenizer of "
-            "the codes as --tokenizer, or encode the pictures again with `tokenflow encode-shards`."
+            f"{where} holds codes of {stored}, but the run's tokenizer is {own}. Give the tokenizer of the codes as "
+            "--tokenizer, or encode the pictures again with `tokenflow encode-shards`."
         )
