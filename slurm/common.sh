@@ -61,6 +61,8 @@ attempt() {
     bash "$ROOT/slurm/rank.sh" "$NOTES.ended" "$@"
   code=$?
   ((code != 0)) || exit 0
+  # Making way for others is no sign of a run that cannot get further.
+  ! preempted || sed -i '$d' "$NOTES.attempts"
   # srun reports the highest code, which is that of a rank it ended itself; the first rank to end knows the reason.
   if [[ -s $NOTES.ended ]]; then
     read -r first code <"$NOTES.ended"
@@ -71,6 +73,11 @@ attempt() {
   fi
   ((code != REFUSED)) || exit "$code"
   requeue "$code"
+}
+
+# Whether Slurm has told this attempt to make way for a job of higher priority.
+preempted() {
+  [[ $(scontrol show job --oneliner "$SLURM_JOB_ID") == *" PreemptTime="[0-9]* ]]
 }
 
 requeue() {

@@ -23,6 +23,12 @@ def assert_same(output, reference):
     assert (output / "model").is_dir()
 
 
+def make_way(cluster):
+    """A more urgent job on all nodes comes and goes."""
+    everything = (f"--nodes={len(cluster.nodes)}", "--exclusive", "--partition=urgent", "--output=/dev/null")
+    Job(cluster, cluster.command("sbatch", "--parsable", *everything, "--wrap=sleep 1")).end()
+
+
 def test_options_that_a_pipeline_refuses_end_the_job_at_once(cluster, tmp_path):
     job = cluster.submit("stage1_tokenizer.sh", "--train.stepps", 3, RECIPE="nano", OUTPUT=tmp_path / "run")
     fields = job.end("FAILED", seconds=60).fields()
@@ -93,12 +99,15 @@ def test_a_job_that_makes_way_for_a_more_urgent_one_saves_and_goes_on(
     cluster, world, barely_trained, two_nodes, tmp_path
 ):
     output = tmp_path / "run"
-    job = generate(cluster, world, barely_trained, output, nodes=2)
+    # One attempt without progress ends a job, except where it made way for another.
+    job = generate(cluster, world, barely_trained, output, nodes=2, STUCK_AFTER=1)
+    job.until(lambda: "attempt 1 begins" in job.output)
+    make_way(cluster)
     job.until(lambda: last_step(output) >= 5)
-    everything = (f"--nodes={len(cluster.nodes)}", "--exclusive", "--partition=urgent", "--output=/dev/null")
-    urgent = Job(cluster, cluster.command("sbatch", "--parsable", *everything, "--wrap=sleep 1"))
-    urgent.end()
-    assert job.restarts == 1
+    assert "stopped by a signal, and saved" not in job.output
+    make_way(cluster)
+    # More often where nodes are slow to be free: a job that fits into the others begins while the urgent one waits.
+    assert job.restarts >= 2
     assert "stopped by a signal, and saved" in job.output
     job.end()
     assert_same(output, two_nodes)

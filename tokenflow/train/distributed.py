@@ -16,6 +16,7 @@ import random
 import re
 import subprocess
 import sys
+import warnings
 import zlib
 from collections.abc import Mapping, MutableMapping
 from datetime import timedelta
@@ -229,6 +230,8 @@ def _errors_only(record: logging.LogRecord) -> bool:
 
 
 def _quiet_libraries() -> None:
+    # DeepSpeed calls it at every gathering of parameters.
+    warnings.filterwarnings("ignore", "`torch.distributed.all_gather_into_tensor` is deprecated", FutureWarning)
     # DeepSpeed sets its own logger's level at import, so a filter is what stays.
     logging.getLogger("DeepSpeed").addFilter(_errors_only)
     for name in (
