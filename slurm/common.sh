@@ -22,6 +22,9 @@ STUCK_AFTER=${STUCK_AFTER:-2}
 source "$ROOT/slurm/supervise.sh"
 ATTEMPT=$((${SLURM_RESTART_COUNT:-0} + 1))
 NOTES=$OUTPUT/slurm/$SLURM_JOB_ID
+# Slurm takes the plain job id of an array's last task for the whole array.
+JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+JOB=${JOB:-$SLURM_JOB_ID}
 # Exit codes of a pipeline: options it cannot use; stopped by a signal, with a checkpoint.
 REFUSED=2
 STOPPED=75
@@ -77,15 +80,15 @@ attempt() {
 
 # Whether Slurm has told this attempt to make way for a job of higher priority.
 preempted() {
-  [[ $(scontrol show job --oneliner "$SLURM_JOB_ID") == *" PreemptTime="[0-9]* ]]
+  [[ $(scontrol show job --oneliner "$JOB") == *" PreemptTime="[0-9]* ]]
 }
 
 requeue() {
   # Cancelled, preempted or on a node that is gone: Slurm has decided already.
-  [[ $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) == RUNNING ]] || exit "$1"
+  [[ $(squeue --noheader --jobs="$JOB" --format=%T) == RUNNING ]] || exit "$1"
   stop_if_stuck "$(progress)"
   say "goes back into the queue at $(progress)"
-  scontrol requeue "$SLURM_JOB_ID" || { say "cannot be requeued; sbatch it again to continue"; exit "$1"; }
+  scontrol requeue "$JOB" || { say "cannot be requeued; sbatch it again to continue"; exit "$1"; }
   sleep 60 # until Slurm ends this script
   exit "$1"
 }
@@ -102,5 +105,5 @@ stop_if_stuck() {
 }
 
 say() {
-  echo "[slurm $(date +%T)] job $SLURM_JOB_ID: $*"
+  echo "[slurm $(date +%T)] job $JOB: $*"
 }

@@ -23,8 +23,6 @@ PARTS=$SLURM_ARRAY_TASK_COUNT
 
 # shellcheck source=slurm/common.sh
 source "${TOKENFLOW_ROOT:-$SLURM_SUBMIT_DIR}/slurm/common.sh"
-# Slurm takes the plain job id of an array's last task for the whole array.
-JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
 # How far this task's part is: the answers in the journals of its shards.
 progress() {
@@ -36,15 +34,6 @@ progress() {
     ((number % PARTS != PART)) || answers=$((answers + $(wc -l <"$journal")))
   done
   ((answers)) && echo "answer $answers" || echo "the start"
-}
-
-requeue() {
-  [[ $(squeue --noheader --jobs="$JOB" --format=%T) == RUNNING ]] || exit "$1"
-  stop_if_stuck "$(progress)"
-  say "task $SLURM_ARRAY_TASK_ID goes back into the queue at $(progress)"
-  scontrol requeue "$JOB" || { say "cannot be requeued; sbatch it again to continue"; exit "$1"; }
-  sleep 60 # until Slurm ends this script
-  exit "$1"
 }
 
 attempt "$PYTHON" tools/recaption.py "$DATA" --out "$OUTPUT" ${MODEL:+--model "$MODEL"} \

@@ -9,12 +9,13 @@ import pytest
 
 from tests.data.caption_server import CaptionServer, caption_of, completion, picture, picture_in, write_shards
 from tokenflow.data import DataConfig, SampleReader, SourceConfig
+from tokenflow.data.manifest import REPORT_NAME
 from tokenflow.data.recaption_backend import CaptionAnswer, CaptionerGone, CaptionerUnusable
 from tokenflow.data.recaption_check import CaptionCheck
 from tokenflow.data.recaption_openai import OpenAICaptioner, ServerConfig
 from tokenflow.data.recaption_prompts import Prompt
 from tokenflow.data.recaption_shards import read_shard
-from tokenflow.data.recaptioning import REPORT_NAME, RecaptionConfig, Recaptioning
+from tokenflow.data.recaptioning import RecaptionConfig, Recaptioning
 from tokenflow.data.shard_writer import ShardWriter
 
 CONFIG = RecaptionConfig(model="tiny", prompt=Prompt(name="mine", text="Old: {caption}. New?"))

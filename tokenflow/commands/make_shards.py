@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from tokenflow.data.inputs import open_input
+from tokenflow.data.manifest import REPORT_NAME
 from tokenflow.data.picture_check import PictureConfig, PictureFormat
 from tokenflow.data.sample_check import CaptionConfig
 from tokenflow.data.shard_making import MakeShardsConfig, ShardMaking
-from tokenflow.data.shard_state import REPORT_NAME
 from tokenflow.data.tables import TableConfig
 from tokenflow.evaluation.progress import EvaluationProgress
 

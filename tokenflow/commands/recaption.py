@@ -14,11 +14,12 @@ from types import FrameType
 from typing import Any
 
 from tokenflow.commands.reconstruct import choose_device
+from tokenflow.data.manifest import REPORT_NAME
 from tokenflow.data.recaption_backend import CaptionConfig, Captioner, CaptionerGone
 from tokenflow.data.recaption_check import CaptionCheck
 from tokenflow.data.recaption_openai import OpenAICaptioner, ServerConfig, served_model
 from tokenflow.data.recaption_prompts import TEMPLATES, load_prompt
-from tokenflow.data.recaptioning import REPORT_NAME, RecaptionConfig, Recaptioning
+from tokenflow.data.recaptioning import RecaptionConfig, Recaptioning
 from tokenflow.evaluation.progress import EvaluationProgress
 
 LOCAL_MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"

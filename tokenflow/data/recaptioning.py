@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokenflow.data.counts import MANIFEST_NAME
-from tokenflow.data.files import write_json, write_whole
+from tokenflow.data.files import write_json
+from tokenflow.data.manifest import write_manifest
 from tokenflow.data.manifest_check import listed_shards
 from tokenflow.data.recaption_backend import CaptionAnswer, CaptionConfig, Captioner, CaptionerGone, CaptionRequest
 from tokenflow.data.recaption_check import CaptionCheck
@@ -26,10 +26,8 @@ from tokenflow.data.recaption_shards import ShardReport, StoredSample, read_shar
 from tokenflow.data.shard_writer import ShardEntry
 from tokenflow.data.shards import ShardSource, expand_shards
 
-REPORT_NAME = "report.jsonl"
 _FOLDER = ".recaption"
 _SETTINGS = "settings.json"
-_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,18 +170,9 @@ class Recaptioning:
         reports = [report for report in map(self._report, self.shards) if report is not None]
         if len(reports) < len(self.shards):
             return False
-        lines = (json.dumps(line) + "\n" for report in reports for line in report.lines)
-        write_whole(self.folder / REPORT_NAME, "".join(lines))
-        entries = [report.entry.to_json() for report in reports if report.entry is not None]
-        manifest = {
-            "version": _VERSION,
-            "samples": sum(entry["samples"] for entry in entries),
-            "bytes": sum(entry["bytes"] for entry in entries),
-            "shards": entries,
-            "settings": self.settings,
-            "report": _summary(reports),
-        }
-        write_json(self.folder / MANIFEST_NAME, manifest)
+        entries = (report.entry for report in reports if report.entry is not None)
+        lines = (line for report in reports for line in report.lines)
+        write_manifest(self.folder, entries, lines=lines, settings=self.settings, report=_summary(reports))
         return True
 
     def _compare(self) -> None:

@@ -19,12 +19,11 @@ from typing import Any
 
 from tokenflow.data.counts import MANIFEST_NAME
 from tokenflow.data.files import locked, write_json, write_whole
+from tokenflow.data.manifest import write_manifest
 from tokenflow.data.shard_writer import ShardEntry
 
-REPORT_NAME = "report.jsonl"
 _FOLDER = ".progress"
 _SETTINGS = "settings.json"
-_VERSION = 1
 _SEEN = struct.Struct("<8s16s?16s")
 Seen = tuple[bytes, bytes, int | None]
 """(hash of the key, hash of the pixels, gradient hash) of a written sample."""
@@ -149,22 +148,13 @@ class ShardFolder:
         """Write report and manifest, put away what is no longer needed; returns the manifest."""
         parts = list(parts)
         counts: Counter[str] = sum((part.counts for part in parts), Counter())
-        entries = [part.entry.to_json() for part in parts if part.entry is not None]
-        names = {entry["name"] for entry in entries}
+        entries = [part.entry for part in parts if part.entry is not None]
+        names = {entry.name for entry in entries}
         for path in self.folder.glob("shard-*.tar"):
             if path.name not in names:
                 path.unlink()
-        lines = (json.dumps(line) + "\n" for part in parts for line in part.lines)
-        write_whole(self.folder / REPORT_NAME, "".join(lines))
-        manifest = {
-            "version": _VERSION,
-            "samples": sum(entry["samples"] for entry in entries),
-            "bytes": sum(entry["bytes"] for entry in entries),
-            "shards": entries,
-            "settings": self.settings,
-            "report": _report(counts),
-        }
-        write_json(self.folder / MANIFEST_NAME, manifest)
+        lines = (line for part in parts for line in part.lines)
+        manifest = write_manifest(self.folder, entries, lines=lines, settings=self.settings, report=_report(counts))
         self.put_away()
         return manifest
 
