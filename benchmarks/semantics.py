@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--teacher", help="folder of a teacher")
     parser.add_argument("--tokenizer", help="folder of a tokenizer")
     parser.add_argument("--steps", type=int, default=600, help="of the probe, 32 pictures each (default %(default)s)")
-    parser.add_argument("--neighbourhood", type=int, choices=[1, 3, 5, 7], help="cells on a side that a projector reads")
+    parser.add_argument("--neighbourhood", type=int, choices=[1, 3, 5, 7], help="cells on a side for a projector")
     parser.add_argument("--whiten", action="store_true", help="uncorrelated channels")
     parser.add_argument("--pictures", type=int, default=6000, help="training scenes (default %(default)s)")
     parser.add_argument("--asked", type=int, default=1000, help="scenes of each split asked (default %(default)s)")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from threading import Lock
 from typing import Any
 
 from pipelines.demo import EVALUATION_SCENES, IMAGE_SIZE, LANGUAGE_PRECISION, PROCESSES, TRAINING_SCENES, mixture
+from pipelines.stages import StageStopped, ending_together, run_stage
 from tokenflow.config import read_json, run_command
 from tokenflow.data import write_shapes
 from tokenflow.data.world_conversations import write_lessons
@@ -82,14 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     ablation = Ablation(arguments.output, demo=arguments.demo, full=arguments.full, quick=arguments.quick)
     try:
-        return ablation.run()
+        with ending_together():
+            return ablation.run()
     except (KeyboardInterrupt, StageStopped):
         print("\nstopped; run the same command again to continue where it was", file=sys.stderr)
         return EXIT_STOPPED
-
-
-class StageStopped(Exception):
-    """A stage ended after a stop signal, with a checkpoint."""
 
 
 class Ablation:
@@ -187,8 +184,7 @@ class Ablation:
         words += ["--train.steps", str(QUICK_STEPS)] if self.quick else []
         print(f"\n$ python {shlex.join(words)}", flush=True)
         began = time.monotonic()
-        process = subprocess.Popen([sys.executable, *words], env=os.environ | {"OMP_NUM_THREADS": "1"})
-        code = process.wait()
+        code = run_stage(words, environment=os.environ | {"OMP_NUM_THREADS": "1"})
         self._add_seconds(pipeline, time.monotonic() - began)
         if code == EXIT_STOPPED:
             raise StageStopped(pipeline)

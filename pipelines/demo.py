@@ -11,7 +11,6 @@ import dataclasses
 import json
 import os
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.demo_report import missed_gates, missed_goals, write_report
+from pipelines.stages import StageStopped, ending_together, run_stage
 from tokenflow.config import RECIPES, load_recipe, read_json, run_command
 from tokenflow.data import SourceConfig, write_shapes
 from tokenflow.data.photographs import export_photographs
@@ -73,14 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--quick is {arguments.quick}; expected at least 1 step")
     demo = Demo(arguments.output, quick_steps=arguments.quick)
     try:
-        return demo.run()
+        with ending_together():
+            return demo.run()
     except (KeyboardInterrupt, StageStopped):
         print("\nstopped; run the same command again to continue where it was", file=sys.stderr)
         return EXIT_STOPPED
-
-
-class StageStopped(Exception):
-    """A stage ended after a stop signal, with a checkpoint."""
 
 
 class Demo:
@@ -202,7 +199,7 @@ class Demo:
     def _process(self, name: str, words: list[str]) -> None:
         print(f"\n$ python {shlex.join(words)}", flush=True)
         with self._timed(name):
-            code = _wait(subprocess.Popen([sys.executable, *words]))
+            code = run_stage(words)
         if code == EXIT_STOPPED:
             raise StageStopped(name)
         if code:
@@ -271,16 +268,6 @@ def mixture(files: Mapping[str, Path], **weights: float) -> list[str]:
     """The option that reads some of these files, each with its weight."""
     sources = [{"path": str(files[name]), "weight": weight} for name, weight in weights.items()]
     return ["--data.sources", json.dumps(sources)]
-
-
-def _wait(process: subprocess.Popen) -> int:
-    """Exit code of a stage; Ctrl-C reaches the stage too, which then saves and ends by itself."""
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        print("saving ...", file=sys.stderr, flush=True)
-        process.wait()
-        raise
 
 
 if __name__ == "__main__":

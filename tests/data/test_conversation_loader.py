@@ -179,7 +179,7 @@ def test_too_many_missing_pictures_stop_the_run(tmp_path):
     lines = [json.dumps(conversation(n, image="good.png" if n % 2 else "missing.png")) for n in range(32)]
     (tmp_path / "x.jsonl").write_text("\n".join(lines))
     sources = (ConversationSourceConfig(path=str(tmp_path / "x.jsonl"), images=str(tmp_path)),)
-    with pytest.raises(TooManyBadSamples, match="cannot be used, more than max_bad_fraction"):
+    with pytest.raises(TooManyBadSamples, match=r"cannot be used, more than data\.max_bad_fraction"):
         take(ConversationLoader(ConversationConfig(sources=sources), **SIZES), 40)
 
 

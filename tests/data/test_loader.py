@@ -203,9 +203,18 @@ def test_bad_samples_are_replaced_counted_and_named(tmp_path, workers, caplog):
 def test_too_many_bad_samples_stop_the_run_and_are_named(tmp_path):
     settings = shard_with_bad_samples(tmp_path / "s", count=60, bad=set(range(0, 60, 3)))
     loader = Loader(settings, global_batch_size=10, micro_batch_size=10, seed=0)
-    with pytest.raises(TooManyBadSamples, match=r"samples cannot be used, more than max_bad_fraction 0\.01.*x\.tar"):
+    with pytest.raises(
+        TooManyBadSamples, match=r"cannot be used, more than data\.max_bad_fraction 0\.01.*x\.tar.*make-shards"
+    ):
         take(loader, 6)
     assert len(loader.skipped) > 10
+
+
+def test_a_few_bad_samples_of_a_small_folder_stop_no_run_however_often_they_come_round(tmp_path):
+    settings = shard_with_bad_samples(tmp_path / "s", count=40, bad={3, 17, 30})
+    loader = Loader(settings, global_batch_size=10, micro_batch_size=10, seed=0)
+    take(loader, 30)
+    assert len(loader.skipped) == 3 and loader.bad_reads > settings.min_bad_samples
 
 
 def test_a_source_of_nothing_but_garbage_says_so(tmp_path):

@@ -91,6 +91,12 @@ def test_a_gap_interrupts_the_line():
     assert path.get("d").count("M") == 2
 
 
+def test_a_value_without_neighbours_is_seen():
+    markup = line_chart([Series(name="a", x=[0, 1, 2, 3], y=[1, math.nan, 2, 3])], title="t", x_label="step")
+    dots = [e.get("class") for e in ElementTree.fromstring(markup).iter() if e.tag.endswith("circle")]
+    assert sorted(dots) == ["dot s1", "dot s1", "dot s1 alone"]
+
+
 def test_charts_say_what_they_show_without_eyes():
     assert 'aria-label="Loss: total ends at 2"' in line_chart(
         [Series(name="total", x=[0, 1], y=[3, 2])], title="Loss", x_label="step"

@@ -173,7 +173,8 @@ class OrderedLoader:
             number = len(self._skipped)
             if number <= _NAMED or number & (number - 1) == 0:
                 logger.warning("skipped %s in %s: %s (%d so far)", item.key, item.where, item.reason, number)
-        if skipped:
+        # a small set of data comes round often, and what was tolerated once is tolerated again
+        if skipped and len(self._skipped) > self._loading.min_bad_samples:
             refuse_too_many(self._loading, bad=self.bad_reads, read=self.samples_read, examples=self.skipped)
 
 
@@ -228,9 +229,9 @@ def refuse_too_many(config: Loading, *, bad: int, read: int, examples: Sequence[
         return
     named = "; ".join(f"{item.key} in {item.where}: {item.reason}" for item in examples[:3])
     raise TooManyBadSamples(
-        f"{bad} of {read} samples cannot be used, more than max_bad_fraction {config.max_bad_fraction} "
-        f"(and min_bad_samples {config.min_bad_samples}). Examples: {named}. "
-        "Repair or rewrite the shards, or raise the limit."
+        f"{bad} of {read} samples cannot be used, more than data.max_bad_fraction {config.max_bad_fraction} "
+        f"(and data.min_bad_samples {config.min_bad_samples}). Examples: {named}. "
+        "Repair the data (`tokenflow make-shards` leaves such pictures out), or raise the limit."
     )
 
 

@@ -290,12 +290,25 @@ def _path(points: Sequence[tuple[float, float]], x_axis: Axis, y_axis: Axis, sty
 def _markers(
     points: Sequence[tuple[float, float]], x_axis: Axis, y_axis: Axis, name: str, colour: str, x_label: str
 ) -> str:
-    """Invisible discs that show on hover, with the value as their tooltip; at most about 60 a line."""
+    """Discs that show on hover, with the value as their tooltip; at most about 60 a line.
+
+    A value with none beside it, of which no line can be drawn, shows always.
+    """
     finite = [(x, y) for x, y in points if math.isfinite(y)]
     step = max(1, len(finite) // 60)
     chosen = finite[::-1][::step][::-1]
-    return "".join(
-        f'<circle class="dot {colour}" cx="{x_axis.at(x):.1f}" cy="{y_axis.at(y):.1f}" r="5">'
-        f"<title>{escape(name)} {number(y)} at {escape(x_label)} {number(x)}</title></circle>"
-        for x, y in chosen
-    )
+    lone = _lone(points)
+    parts = []
+    for x, y in dict.fromkeys([*chosen, *lone]):
+        style = f"dot {colour} alone" if (x, y) in lone else f"dot {colour}"
+        parts.append(
+            f'<circle class="{style}" cx="{x_axis.at(x):.1f}" cy="{y_axis.at(y):.1f}" r="5">'
+            f"<title>{escape(name)} {number(y)} at {escape(x_label)} {number(x)}</title></circle>"
+        )
+    return "".join(parts)
+
+
+def _lone(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Finite points without a finite one beside them."""
+    finite = [False, *(math.isfinite(y) for _, y in points), False]
+    return [p for i, p in enumerate(points, 1) if finite[i - 1 : i + 2] == [False, True, False]]

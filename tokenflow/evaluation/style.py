@@ -79,7 +79,7 @@ figcaption small { display: block; font-weight: 400; color: var(--faint); font-s
 .line.s3, .dot.s3 { stroke: var(--series-3); }
 .line.s4, .dot.s4 { stroke: var(--series-4); } .line.s5, .dot.s5 { stroke: var(--series-5); }
 .line.s6, .dot.s6 { stroke: var(--series-6); }
-.dot { fill: var(--card); stroke-width: 2; opacity: 0; } .dot:hover { opacity: 1; }
+.dot { fill: var(--card); stroke-width: 2; opacity: 0; } .dot:hover, .dot.alone { opacity: 1; }
 .bar, .area { fill: var(--series-1); } .bar { opacity: .88; } g:hover > .bar { opacity: 1; }
 .area { opacity: .75; }
 .reference { stroke: var(--series-2); stroke-width: 1.5; stroke-dasharray: 5 4; }
