@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -141,6 +142,34 @@ def test_reconstruct_complains_in_one_line(arguments, words, folder, tmp_path, m
     assert main(["reconstruct", *arguments, "--tokenizer", str(folder)]) == 2
     complaint = capsys.readouterr().err
     assert complaint.startswith("error: ") and complaint.count("\n") == 1 and words in complaint
+
+
+def test_reconstruct_leaves_out_what_is_no_picture_and_says_so(folder, tmp_path, capsys):
+    good = photograph(tmp_path / "good.png", width=20, height=20)
+    (tmp_path / "text.png").write_text("no picture")
+    arguments = [str(tmp_path / "text.png"), str(good), "--out", str(tmp_path / "out"), "--tokenizer", str(folder)]
+    assert main(["reconstruct", *arguments]) == 1
+    assert capsys.readouterr().err.startswith(f"left out: {tmp_path / 'text.png'}: ")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [("--tokeniser", "--tokenizer"), ("--side_by_sid", "--side_by_side"), ("--ouput=x", "--output")],
+)
+def test_a_misspelt_option_is_named_with_the_one_that_was_meant(option, meant, folder, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["reconstruct", "x.png", "--tokenizer", str(folder), option])
+    assert end.value.code == 2
+    said = f"error: tokenflow reconstruct has no option {option.split('=')[0]}; did you mean {meant}?\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_run_in_place_of_its_model_is_told_apart(folder, tmp_path, capsys):
+    shutil.copytree(folder, tmp_path / "run" / "model")
+    picture = photograph(tmp_path / "good.png", width=20, height=20)
+    assert main(["reconstruct", str(picture), "--tokenizer", str(tmp_path / "run")]) == 2
+    assert f"Did you mean {tmp_path / 'run' / 'model'}?" in capsys.readouterr().err
 
 
 def test_reconstruct_names_a_folder_that_is_no_tokenizer(tmp_path, capsys):

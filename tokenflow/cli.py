@@ -10,6 +10,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from tokenflow import __version__
 
@@ -134,7 +135,8 @@ def main(argv: Sequence[str] | None = None, *, commands: Sequence[Command] = COM
     if chosen is None:
         return _without_command(arguments, commands)
     module = importlib.import_module(chosen.module)
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
+        arguments[1:],
         prog=f"tokenflow {chosen.name}",
         description=chosen.summary[:1].upper() + chosen.summary[1:] + ".",
         epilog=_examples(chosen.examples),
@@ -184,6 +186,26 @@ def _without_command(arguments: Sequence[str], commands: Sequence[Command]) -> i
     parser.parse_args(arguments)
     parser.print_help(sys.stderr)
     return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """Names the option that a misspelt one was meant to be."""
+
+    def __init__(self, words: Sequence[str], **options: Any) -> None:
+        self._words = [word.split("=", 1)[0] for word in words if word.startswith("--")]
+        self._options: list[str] = []
+        super().__init__(**options)
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        self._options += [name for name in names if name.startswith("--")]
+        return super().add_argument(*names, **options)
+
+    def error(self, message: str) -> NoReturn:
+        for word in self._words:
+            meant = [] if word in self._options else difflib.get_close_matches(word, self._options, n=1)
+            if meant:
+                self.exit(2, f"error: {self.prog} has no option {word}; did you mean {meant[0]}?\n")
+        super().error(message)
 
 
 class _Wide(argparse.RawDescriptionHelpFormatter):

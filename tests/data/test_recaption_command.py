@@ -50,6 +50,14 @@ def test_a_dry_run_shows_what_would_be_asked_and_writes_nothing(shards, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_needs_no_server(shards, tmp_path, capsys):
+    options = ("--backend", "openai", "--base_url", "http://127.0.0.1:9/v1", "--dry_run")
+    assert recaption(shards, "--out", str(tmp_path / "out"), *options) == 0
+    printed = capsys.readouterr()
+    assert "5 samples in 2 shards" in printed.out and "the server's model would be asked" in printed.out
+    assert "does not list its models" in printed.err
+
+
 def test_a_key_comes_from_the_environment_and_is_written_nowhere(shards, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     with CaptionServer() as server:
@@ -68,6 +76,17 @@ def test_a_server_that_goes_away_ends_with_the_code_of_what_can_be_continued(sha
         arguments = ("--model", "m", "--backend", "openai", "--base_url", server.url, "--tries", "1")
         assert recaption(shards, "--out", str(tmp_path / "out"), *arguments, "--stop_after", "2") == 75
     assert "the same command continues" in capsys.readouterr().err
+
+
+def test_a_folder_without_an_answer_may_be_begun_with_other_settings(shards, tmp_path, capsys, caplog):
+    arguments = (shards, "--out", str(tmp_path / "out"), "--backend", "openai")
+    nobody = ("--base_url", "http://127.0.0.1:9/v1", "--tries", "1", "--stop_after", "2")
+    assert recaption(*arguments, "--model", "wrong", *nobody) == 75
+    assert sum("is tried up to 1 times" in line for line in caplog.messages) == 1
+    with CaptionServer(models=("right",)) as server:
+        assert recaption(*arguments, "--base_url", server.url) == 0
+        assert recaption(*arguments, "--model", "wrong", "--base_url", server.url) == 2
+    assert "begun with other settings: model is wrong, there right" in capsys.readouterr().err
 
 
 def test_a_wrong_server_is_refused_with_a_remedy(shards, tmp_path, capsys):

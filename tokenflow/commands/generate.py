@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", metavar="DIR", help="another image tokenizer, for example with another decoder")
     parser.add_argument(
         "--output",
+        "--out",
         type=Path,
         default=Path("generated"),
         metavar="DIR",

@@ -15,7 +15,7 @@ from typing import Any
 
 from tokenflow.commands.reconstruct import choose_device
 from tokenflow.data.manifest import REPORT_NAME
-from tokenflow.data.recaption_backend import CaptionConfig, Captioner, CaptionerGone
+from tokenflow.data.recaption_backend import CaptionConfig, Captioner, CaptionerGone, CaptionerUnusable
 from tokenflow.data.recaption_check import CaptionCheck
 from tokenflow.data.recaption_openai import OpenAICaptioner, ServerConfig, served_model
 from tokenflow.data.recaption_prompts import TEMPLATES, load_prompt
@@ -101,7 +101,7 @@ def _key(name: str | None) -> str | None:
 def _config(arguments: argparse.Namespace, key: str | None) -> RecaptionConfig:
     model = arguments.model
     if model is None:
-        model = served_model(_server(arguments), key=key) if arguments.backend == "openai" else LOCAL_MODEL
+        model = LOCAL_MODEL if arguments.backend == "transformers" else _served(arguments, key)
     if arguments.temperature and arguments.backend == "transformers":
         raise ValueError(f"--temperature is {arguments.temperature}; expected 0 with transformers, or --backend openai")
     return RecaptionConfig(
@@ -112,6 +112,16 @@ def _config(arguments: argparse.Namespace, key: str | None) -> RecaptionConfig:
         ),
         check=CaptionCheck(max_characters=arguments.max_characters),
     )
+
+
+def _served(arguments: argparse.Namespace, key: str | None) -> str:
+    try:
+        return served_model(_server(arguments), key=key)
+    except CaptionerUnusable as error:
+        if not arguments.dry_run:
+            raise
+        print(f"note: {error}", file=sys.stderr)
+        return "the server's model"
 
 
 def _server(arguments: argparse.Namespace) -> ServerConfig:

@@ -1,6 +1,7 @@
 """`tokenflow reconstruct`: pictures to codes and back."""
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,16 +31,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Reconstruct each picture, write a PNG, print a line each."""
+    """Reconstruct each picture, write a PNG, print a line each; 1 where some, but not all, could not be read."""
     device = choose_device(arguments.device)
     check_folder(arguments.out, option="--out")
-    pictures = [read_picture(path) for path in arguments.images]
+    targets = target_paths(arguments.images, arguments.out)
+    pictures, complaints = _readable(arguments.images)
     tokenizer = TokenFlowTokenizer.from_pretrained(arguments.tokenizer).eval().to(device)
     size = tokenizer.config.image_size
     values = []
-    for path, target, picture in zip(
-        arguments.images, target_paths(arguments.images, arguments.out), pictures, strict=True
-    ):
+    for path, target in zip(arguments.images, targets, strict=True):
+        if path not in pictures:
+            continue
+        picture = pictures[path]
         original = to_array(center_crop(picture, size))
         reconstruction, codes = reconstruct(tokenizer, original, device=device)
         shown = reconstruction
@@ -54,7 +57,22 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if len(values) > 1:
         print(f"mean PSNR of {len(values)} pictures: {sum(values) / len(values):.2f} dB")
-    return 0
+    for complaint in complaints:
+        print(f"left out: {complaint}", file=sys.stderr)
+    return 1 if complaints else 0
+
+
+def _readable(paths: list[Path]) -> tuple[dict[Path, Image.Image], list[str]]:
+    """The pictures that can be read, and what is wrong with the others; raises the first fault where all have one."""
+    found, faults = {}, []
+    for path in paths:
+        try:
+            found[path] = read_picture(path)
+        except (ValueError, OSError) as error:
+            faults.append(error)
+    if not found:
+        raise faults[0]
+    return found, [str(fault) for fault in faults]
 
 
 def reconstruct(

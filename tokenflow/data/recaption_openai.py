@@ -6,6 +6,7 @@ says about waiting holds for all threads.
 
 import base64
 import io
+import logging
 import random
 import threading
 import time
@@ -24,6 +25,7 @@ from tokenflow.data.recaption_backend import (
 from tokenflow.data.recaption_http import HttpRefusal, HttpServer, TryAgain
 from tokenflow.data.samples import BadSample
 
+logger = logging.getLogger(__name__)
 _QUALITY = 95
 
 
@@ -118,6 +120,8 @@ class OpenAICaptioner:
         self._sleep = self._stopped.wait if sleep is None else sleep
         self._pace = Pace(server.requests_per_second, clock=clock, sleep=self._sleep)
         self._jitter = jitter
+        self._in_trouble = False
+        self._lock = threading.Lock()
 
     def answers(self, requests: Iterable[CaptionRequest]) -> Iterator[CaptionAnswer]:
         """One answer a request, as they come in; raises CaptionerUnusable at 401, 403, 404 and the like."""
@@ -156,9 +160,11 @@ class OpenAICaptioner:
                 break
             try:
                 text, cut = _read(self._http.request("POST", "/chat/completions", body))
+                self._in_trouble = False
                 return CaptionAnswer(**about, text=text, cut=cut)
             except TryAgain as error:
                 trouble = str(error)
+                self._say(trouble)
                 self._rest(attempt, error.after)
             except HttpRefusal as error:
                 _stop_if_hopeless(error, server=self.server, model=self.model)
@@ -173,6 +179,15 @@ class OpenAICaptioner:
             "max_tokens": self.config.max_tokens,
             "temperature": self.config.temperature,
         }
+
+    def _say(self, trouble: str) -> None:
+        """Name a trouble when it begins, and not for every request that meets it."""
+        with self._lock:
+            begins, self._in_trouble = not self._in_trouble, True
+        if begins:
+            logger.warning(
+                "%s: %s; each request is tried up to %d times", self.server.base_url, trouble, self.server.tries
+            )
 
     def _rest(self, attempt: int, asked: float | None) -> None:
         """Wait between two tries; what the server asked for holds for the other threads too."""

@@ -182,6 +182,8 @@ class Recaptioning:
             if self.folder.is_dir() and any(self.folder.glob("*.tar")):
                 raise ValueError(f"{str(self.folder)!r} holds other shards; choose an empty or new folder for --out")
             return
+        if not self._has_answers():
+            return
         stored = json.loads(path.read_text())
         for name, value in self.settings.items():
             if stored.get(name) != value:
@@ -189,6 +191,10 @@ class Recaptioning:
                     f"{str(self.folder)!r} was begun with other settings: {name} is {value}, there {stored.get(name)}. "
                     "Give the same to continue, or another folder for --out"
                 )
+
+    def _has_answers(self) -> bool:
+        """Whether any part of the run has noted anything yet."""
+        return any(path.stat().st_size for path in self._hidden.glob("shard-*"))
 
     def _report(self, shard: _Shard) -> ShardReport | None:
         """Of a finished shard that is still there; None otherwise."""

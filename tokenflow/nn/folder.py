@@ -161,9 +161,11 @@ def read_description(directory: Path, *, key: str, hint: str = "") -> dict[str, 
     """
     path = directory / CONFIG_FILE
     if not path.is_file():
+        inside = directory / "model"
+        meant = f" Did you mean {inside}?" if (inside / CONFIG_FILE).is_file() else ""
         raise FileNotFoundError(
             f"{directory} is not a {key} folder: {CONFIG_FILE} is missing (a save that was interrupted leaves it out). "
-            f"Expected what `save_pretrained` writes; it holds {_listing(directory)}."
+            f"Expected what `save_pretrained` writes; it holds {_listing(directory)}.{meant}"
         )
     try:
         description = json.loads(path.read_text())
