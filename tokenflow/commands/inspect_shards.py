@@ -122,5 +122,5 @@ def _summary(inspection: Inspection, training: TrainingCheck, complaints: list[s
         lines += [f"    {item.key} in {item.where}: {item.message}" for item in contents.unusable[:_NAMED]]
     if training.readable:
         shape = " x ".join(map(str, training.batch_shape))
-        lines.append(f"  training reads it: {training.samples_read:,} samples, batches of {shape}")
+        lines.append(f"  training reads it, tried with {training.samples_read:,} samples in batches of {shape}")
     return "\n".join([*lines, *complaints])

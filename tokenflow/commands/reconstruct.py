@@ -93,8 +93,10 @@ def picture_psnr(original: Picture, reconstruction: Picture) -> float:
 def read_picture(path: Path) -> Image.Image:
     """A picture file as RGB, upright; OSError when it is absent, ValueError when it is no picture."""
     if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        raise FileNotFoundError(f"{path}: {found}; expected a picture file. Check the path.")
+        found, remedy = "no such file", "Check the path."
+        if path.is_dir():
+            found, remedy = "a folder", f"Name its pictures, as in {path}/*.jpg"
+        raise FileNotFoundError(f"{path}: {found}; expected a picture file. {remedy}")
     try:
         return decode_image(path.read_bytes())
     except BadSample as error:

@@ -255,7 +255,7 @@ def _card(item: Number) -> str:
         aim = f"{sign} {number(item.target)}"
         kind, sign = {True: (" good", "✓ "), False: (" bad", "✗ "), None: ("", "")}[item.reached]
         said = {True: "reached", False: "missed", None: "open"}[item.reached]
-        mark = f'<span class="mark{kind}" title="target {escape(aim)}: {said}">{sign}{escape(aim)}</span>'
+        mark = f'<span class="mark{kind}" title="target {escape(aim)}: {said}">{sign}goal {escape(aim)}</span>'
     note = f'<div class="note">{mark}{escape(item.note)}</div>' if item.note or mark else ""
     return f'<div class="number"><div class="name">{escape(item.name)}</div>{shown}{note}</div>'
 

@@ -300,9 +300,10 @@ def find_folder(
         return Path(snapshot_download(str(source), revision=revision, token=token, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         at = f" at revision {revision!r}" if revision else ""
+        why = next(iter(str(error).splitlines()), type(error).__name__)
         raise OSError(
-            f"{str(source)!r}{at} is neither a folder nor a hub repository that can be reached ({error}). Pass the "
-            "folder that `save_pretrained` wrote."
+            f"{str(source)!r}{at} is neither a folder nor a hub repository that can be reached "
+            f"({why}). Pass the folder that `save_pretrained` wrote."
         ) from error
 
 
