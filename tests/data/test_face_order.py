@@ -18,7 +18,7 @@ from tokenflow.data.face_order import FaceOrder
 from tokenflow.data.order import SourceOrder
 from tokenflow.data.shape_shards import write_shard
 
-quick = settings(deadline=None, derandomize=True, max_examples=30)
+quick = settings(max_examples=30)
 
 
 def having(*, shards=6, each=50, every=5):

@@ -144,7 +144,7 @@ def test_captions_of_other_encodings_are_read_like_those_of_files(tmp_path, pict
     assert report["changed"] == {"caption_recoded": 1}
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(st.text(max_size=8), st.text(max_size=12).map(lambda text: text + "|")).map(list),

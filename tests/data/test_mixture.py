@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tokenflow.data.mixture import Mixture
 
-quick = settings(deadline=None, derandomize=True, max_examples=40)
+quick = settings(max_examples=40)
 weights = st.lists(st.floats(0.01, 10), min_size=1, max_size=6)
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenflow.data.hashing import mix, permutation
 from tokenflow.data.order import SourceOrder
 
-quick = settings(deadline=None, derandomize=True, max_examples=50)
+quick = settings(max_examples=50)
 SIZES = [7, 1, 12, 5, 9, 3, 8]
 
 

@@ -35,7 +35,7 @@ def coordinates(markup: str) -> list[tuple[float, float]]:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), min_size=1, max_size=40), st.booleans())
 def test_any_line_is_well_formed_and_inside_the_picture(values, log):
     series = Series(name="a<b & c", x=list(range(len(values))), y=values)
@@ -44,7 +44,7 @@ def test_any_line_is_well_formed_and_inside_the_picture(values, log):
         assert all(-1 <= x <= WIDTH + 1 and -1 <= y <= HEIGHT + 1 for x, y in coordinates(markup))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(finite, min_size=1, max_size=30))
 def test_an_axis_holds_its_values_and_has_ticks_inside(values):
     axis = linear_axis(values, 0, 100)

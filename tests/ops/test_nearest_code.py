@@ -33,7 +33,7 @@ def assert_nearest(indices, features, codebooks, weights):
     assert (chosen - distances.min(1).values).max() < 1e-5 * sum(weights)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     num_tokens=st.integers(1, 40),
     codebook_size=st.integers(1, 300),
@@ -47,7 +47,7 @@ def test_result_is_the_naive_argmin(num_tokens, codebook_size, branches, seed):
     assert_nearest(nearest_code(features, codebooks, weights=weights, backend="dense"), features, codebooks, weights)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(rows=st.integers(1, 70), columns=st.integers(1, 400))
 def test_result_does_not_depend_on_block_sizes(rows, columns):
     features, codebooks = problem(65, 333, (8, 4))

@@ -12,7 +12,7 @@ from tests.tokenizer.tiny_quantizer import make
 from tokenflow.tokenizer.quantizer import DROPPED, draw_dropped_scale
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     batch=st.integers(1, 3),
     scales=st.sets(st.integers(1, 7), min_size=1, max_size=4).map(sorted),

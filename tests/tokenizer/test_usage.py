@@ -32,7 +32,7 @@ def filled(batches, codebook_size=7, window=100, **options):
     return usage
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=8),
     window=st.integers(1, 20),
