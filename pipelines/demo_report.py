@@ -162,7 +162,7 @@ def _photographs(report: Report, runs: Path, result: EvaluationResult) -> None:
         report,
         result,
         read_metrics(runs / "photographs" / "metrics.jsonl"),
-        title="Your own pictures",
+        title="A folder of photographs",
         intro=(
             "The same pipeline, trained from scratch on a plain folder of photographs given by --data (those that "
             "scikit-image and scikit-learn carry). A couple of minutes and some hundred crops cannot make a good "
