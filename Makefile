@@ -24,6 +24,7 @@ $(STAMP): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 	  || { echo "TokenFlow needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.11 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the packages into $(VENV): some minutes, several gigabytes, nothing printed until it is done"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,demo]"
 	@touch $(STAMP)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import shlex
@@ -93,6 +94,9 @@ class Demo:
         self.scenes = QUICK_SCENES if self.quick else TRAINING_SCENES
         self.timing_path = self.runs / "timing.json"
         self.seconds: dict[str, float] = read_json(self.timing_path) if self.timing_path.exists() else {}
+        self.finished_path = self.runs / "finished.json"
+        self.finished: dict[str, str] = read_json(self.finished_path) if self.finished_path.exists() else {}
+        self.nothing_new = True
 
     def run(self) -> int:
         """All stages, the page, the gates."""
@@ -160,7 +164,7 @@ class Demo:
         tokenizer, codes = str(self.runs / "decoder" / "model"), str(self.runs / "codes")
         source = str(self.data / "train")
         encode = ["tools/encode_shards.py", "--data", source, "--tokenizer", tokenizer, "--out", codes]
-        self._process("generation", encode)
+        self._process("generation", encode, makes=self.runs / "codes")
         options = ["--data", codes, *self._evaluation_on("seen"), "--tokenizer", tokenizer]
         self._stage("generation", "gen_pretrain", options, processes=PROCESSES)
 
@@ -194,16 +198,25 @@ class Demo:
         words += LANGUAGE_PRECISION if name in ("generation", "language", "align", "sft") else ()
         if self.quick_steps is not None:
             words += ["--train.steps", str(min(QUICK_STEPS[name], self.quick_steps))]
-        self._process(name, words)
+        self._process(name, words, makes=self.runs / name / "model", recipe=RECIPES / pipeline / "nano.yaml")
 
-    def _process(self, name: str, words: list[str]) -> None:
+    def _process(self, name: str, words: list[str], *, makes: Path, recipe: Path | None = None) -> None:
+        """Run a command, unless this very one has finished before and so have all commands before it."""
         print(f"\n$ python {shlex.join(words)}", flush=True)
+        asked = hashlib.sha256(f"{words} {recipe.read_text() if recipe else ''}".encode()).hexdigest()
+        made = str(makes.relative_to(self.runs))
+        if self.nothing_new and self.finished.get(made) == asked and makes.is_dir():
+            print(f"finished before: {makes}", flush=True)
+            return
+        self.nothing_new = False
         with self._timed(name):
             code = run_stage(words)
         if code == EXIT_STOPPED:
             raise StageStopped(name)
         if code:
             raise SystemExit(f"error: the stage {name!r} ended with exit code {code}; its messages are above")
+        self.finished[made] = asked
+        write_json(self.finished_path, self.finished)
 
     def _evaluate(self, run: str, *folders: str, scenes: bool) -> EvaluationResult:
         result = evaluate(

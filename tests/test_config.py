@@ -101,7 +101,8 @@ def test_a_recipe_without_data_asks_for_it(recipe, capsys):
 
 
 def test_help_and_print_config_still_end_well(recipe, capsys):
-    for option, expected in (("--help", "--optimizer.learning_rate"), ("--print_config", "image_size: 32")):
+    shown = (("--help", "--optimizer.learning_rate"), ("--help", "tokenflow-b"), ("--print_config", "image_size: 32"))
+    for option, expected in shown:
         with pytest.raises(SystemExit) as stopped:
             parse(Recipe, ["--recipe", str(recipe), option], stage="tokenizer_pretrain", description="")
         assert not stopped.value.code and expected in capsys.readouterr().out

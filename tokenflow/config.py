@@ -75,7 +75,7 @@ def parse(
     Raises:
         SystemExit: Unknown keys, wrong types or values, with one line that says which and why (exit code 2).
     """
-    parser = _parser(recipe_class, description=description)
+    parser = _parser(recipe_class, description=description, recipes=_shipped(stage))
     fields = {field.name for field in dataclasses.fields(recipe_class)}  # type: ignore[arg-type]
     arguments = _prepare(list(sys.argv[1:] if argv is None else argv), stage=stage, fields=fields)
     try:
@@ -173,9 +173,18 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return value
 
 
-def _parser(recipe_class: type, *, description: str) -> ArgumentParser:
-    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--recipe", action=ActionConfigFile, help="YAML recipe: a path, or the name of a shipped one")
+def _parser(recipe_class: type, *, description: str, recipes: Sequence[str] = ()) -> ArgumentParser:
+    parser = ArgumentParser(
+        description=description,
+        usage="%(prog)s [--recipe NAME] [--KEY VALUE ...]",
+        epilog="A required key may come from the recipe; the command line wins over it.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    names = f": {', '.join(recipes)}" if recipes else ""
+    parser.add_argument(
+        "--recipe", action=ActionConfigFile, help=f"YAML recipe: a path, or the name of a shipped one{names}"
+    )
     parser.add_class_arguments(recipe_class, None)
     run = parser.add_argument_group("this run")
     run.add_argument("--output", type=str | None, default=None, help="the run's folder (default: runs/<recipe name>)")

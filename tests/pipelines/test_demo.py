@@ -1,6 +1,7 @@
 """The demo, quickly: all stages, the page and the numbers; a second run finds everything done."""
 
 import json
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -43,3 +44,9 @@ def test_the_quick_demo_makes_one_self_contained_page_and_the_numbers(tmp_path):
     assert page.pictures >= 24
     assert page.fetched == []
     assert (tmp_path / "demo" / "quick" / "mlflow.db").is_file()
+
+    # The same command again trains nothing; a stage whose output is gone is run again, and so are those after it.
+    shutil.rmtree(tmp_path / "demo" / "quick" / "sft")
+    output = run("--quick", 60, "--output", tmp_path / "demo", module="pipelines.demo", timeout=900)
+    assert output.count("finished before: ") == 8
+    assert json.loads((tmp_path / "demo" / "metrics.json").read_text())["tokenizer.psnr"] == metrics["tokenizer.psnr"]
