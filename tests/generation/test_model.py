@@ -192,3 +192,21 @@ def test_layers_computed_again_in_backward_learn_the_same():
         model(text.ids, codes, features).loss.backward()
         gradients.append(model.language.layers[0].mlp.up_proj.weight.grad)
     torch.testing.assert_close(*gradients)
+
+
+def test_tokens_count_by_their_scale_and_closing_text_counts_once():
+    config = tiny_config(image_close=(5, 2))
+    model = build(config)
+    text, codes, features = batch(config)
+    output = model(text.ids, codes, features, scale_weights=(4.0, 3.0, 0.5))
+    hidden = model.hidden(text.ids, features, text_lengths=text.lengths, closing=2)
+    logits = hidden[:, text.ids.shape[1] - 1 :] @ model.head.weight.T
+    targets = torch.cat([codes + 40, torch.tensor([[5, 2]]).expand(3, -1)], dim=1)
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+    first, second, third, closing = losses.split([1, 4, 9, 2], dim=1)
+    expected = (4 * first.sum() + 3 * second.sum() + 0.5 * third.sum() + closing.sum()) / (4 + 12 + 4.5 + 2) / 3
+    torch.testing.assert_close(output.loss, expected, atol=1e-5, rtol=1e-5)
+    means = torch.stack([first.mean(), second.mean(), third.mean()])
+    torch.testing.assert_close(output.scale_losses, means, atol=1e-5, rtol=1e-5)
+    same = model(text.ids, codes, features, scale_weights=(1.0, 1.0, 1.0)).loss
+    torch.testing.assert_close(same, model(text.ids, codes, features).loss)

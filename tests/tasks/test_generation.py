@@ -172,7 +172,10 @@ def test_evaluations_crop_centrally_and_flip_nothing(world):
     [
         ({"tokenizer": "nowhere"}, "nowhere"),
         ({"model": SimpleNamespace(overrides={"codebook_size": 64})}, r"codebook_size 64 and the image .* has 256"),
-        ({"model": SimpleNamespace(overrides={"scales": (1, 2, 4)})}, r"scales \(1, 2, 4\) and the image .* 8\)"),
+        (
+            {"model": SimpleNamespace(overrides={"scales": (1, 2, 4)}), "scale_weights": ()},
+            r"scales \(1, 2, 4\) and the image .* 8\)",
+        ),
         ({"model": SimpleNamespace(overrides={"code_width": 8})}, "code_width 8 and the image tokenizer .* has 24"),
         ({"language": "nowhere"}, "'nowhere' is no folder here"),
         ({"text_tokenizer": "nowhere"}, "'nowhere' is no folder here"),
@@ -187,3 +190,9 @@ def test_what_does_not_go_together_is_refused_and_both_sides_are_named(world, tm
             changes = {**changes, name: dataclasses.replace(getattr(recipe, name), **vars(changes[name]))}
     with pytest.raises((ValueError, OSError), match=message):
         GenerationParts(dataclasses.replace(recipe, **changes), launch_of(tmp_path))
+
+
+@pytest.mark.parametrize("weights", [(1.0, 2.0), (1.0, 1.0, 0.0, 1.0), (1.0, 1.0, 1.0, float("inf"))])
+def test_weights_that_do_not_fit_the_scales_are_refused(world, weights):
+    with pytest.raises(ValueError, match=r"scale_weights are .* expected a number above 0 for each of 4 scales"):
+        recipe_of(world, scale_weights=weights)

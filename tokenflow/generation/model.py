@@ -29,7 +29,8 @@ class GeneratorOutput(NamedTuple):
     """One training forward; a tuple, because ZeRO-3's hooks find tensors in tuples."""
 
     loss: Float[Tensor, ""]
-    """Mean cross-entropy over the image tokens, and the closing text where the configuration has one; fp32."""
+    """Mean cross-entropy over the image tokens, and the closing text where the configuration has one, weighted by
+    `scale_weights`; fp32."""
     accuracy: Float[Tensor, ""]
     """Share of codes whose logit is the highest; no gradient."""
     scale_losses: Float[Tensor, "S"]
@@ -80,12 +81,14 @@ class Generator(nn.Module):
         features: Float[Tensor, "B rows C"],
         *,
         text_lengths: Sequence[int] | None = None,
+        scale_weights: Sequence[float] = (),
     ) -> GeneratorOutput:
         """The training loss of images `codes` with their `features` (`tokenizer.scale_inputs(codes)`, L - 1 rows).
 
         `text` ends with the opening tokens and is padded on the left with `pad_token`; a class prompt is one token.
         `text_lengths` are the tokens that count in each row; without them those that are not `pad_token` count (a
-        class prompt: one). Raises ValueError for codes or features that do not fit the configuration.
+        class prompt: one). `scale_weights` are what a token of each scale counts in the loss, closing text counting 1;
+        none: all the same. Raises ValueError for codes or features that do not fit the configuration.
         """
         self._check(text, codes, features)
         lengths = self.text_lengths(text) if text_lengths is None else list(text_lengths)
@@ -99,7 +102,7 @@ class Generator(nn.Module):
         image_losses = losses[:, : codes.shape[1]].detach().split(sizes, dim=1)
         image_correct = correct[:, : codes.shape[1]]
         return GeneratorOutput(
-            losses.mean(),
+            _weighted_mean(losses, scale_weights, sizes=sizes) if scale_weights else losses.mean(),
             image_correct.mean(),
             torch.stack([part.mean() for part in image_losses]),
             torch.stack([part.mean() for part in image_correct.split(sizes, dim=1)]),
@@ -203,3 +206,12 @@ class Generator(nn.Module):
                 f"text is {tuple(text.shape)}; expected [{len(codes)}, 1 to {config.field_length}]. Cut it to "
                 f"text_length ({config.text_length}) before the opening tokens."
             )
+
+
+def _weighted_mean(
+    losses: Float[Tensor, "B n"], scale_weights: Sequence[float], *, sizes: Sequence[int]
+) -> Float[Tensor, ""]:
+    """Mean over tokens that count by their scale, those after the scales 1."""
+    counts = losses.new_tensor(scale_weights).repeat_interleave(torch.tensor(sizes, device=losses.device))
+    counts = torch.cat([counts, counts.new_ones(losses.shape[1] - len(counts))])
+    return (losses * counts).sum(1).mean() / counts.sum()

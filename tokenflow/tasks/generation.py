@@ -193,7 +193,13 @@ class GenerationTask:
             seeds=[mix(seed, _GUESSES) for seed in batch["sample_seed"].tolist()],
         )
         text = self.prompts.training(batch)
-        output = engine(text.ids.to(self.device), codes, features, text_lengths=text.lengths)
+        output = engine(
+            text.ids.to(self.device),
+            codes,
+            features,
+            text_lengths=text.lengths,
+            scale_weights=self.recipe.scale_weights,
+        )
         engine.backward(output.loss)
         return {
             "loss": output.loss.detach(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -103,6 +104,9 @@ class GenerationRecipe:
     refinement: float = 0.0
     """Probability that a sample also teaches refinement steps: at one scale its input holds a guess of the scale's own
     codes, right in part. 0 is the paper's training, whose model meets such inputs only when it samples."""
+    scale_weights: tuple[float, ...] = ()
+    """What a token of each scale counts in the loss; none: all the same, as in the paper. The first scales decide where
+    things go, are a few tokens in a hundred, and so are learned last."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Of the generator; vectors (norms, biases) are not decayed."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -126,11 +130,20 @@ class GenerationRecipe:
                 f"{self.evaluation_images}: expected all three at least 1"
             )
         config = self.model.config()
+        self._check_weights(config)
         SamplingConfig.named(
             self.samples.steps, codebook_size=config.codebook_size, guidance_scale=self.samples.guidance_scale
         )
         if config.prompt == "class":
             self._check_classes(config)
+
+    def _check_weights(self, config: GeneratorConfig) -> None:
+        weights = self.scale_weights
+        if weights and (len(weights) != len(config.scales) or not all(0 < weight < math.inf for weight in weights)):
+            raise ValueError(
+                f"scale_weights are {weights}; expected a number above 0 for each of {len(config.scales)} scales, or "
+                "none to count all tokens alike"
+            )
 
     def _check_classes(self, config: GeneratorConfig) -> None:
         if not self.data.records:
