@@ -13,6 +13,8 @@ from tokenflow.language.text_tokenizer import load_text_tokenizer, train_sentenc
 from tokenflow.train import read_rows
 
 SCALES = (1, 2, 4, 8)
+WEIGHTS = (4, 4, 1, 1)
+"""Of the recipe."""
 TERMS = ("loss", "accuracy", *(f"loss/scale_{scale}" for scale in SCALES))
 QUIET = ("--tracking.mlflow", "false")
 PROMPTS = ["a red circle", "two blue squares"]
@@ -38,12 +40,15 @@ def language_model(world, tmp_path_factory):
     return folder
 
 
-def test_the_loss_is_the_mean_over_codes_and_evaluations_measure_and_paint(finished):
+def test_the_loss_is_the_weighted_mean_over_codes_and_evaluations_measure_and_paint(finished):
     rows = read_rows(finished / "metrics.jsonl")
     assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
     for row in rows:
-        mean = sum(scale**2 * row[f"loss/scale_{scale}"] for scale in SCALES) / 85
-        assert row["loss"] == pytest.approx(mean, rel=1e-5)
+        # Training counts as the recipe says, an evaluation counts every code once.
+        weights = WEIGHTS if row["kind"] == "train" else (1,) * 4
+        counts = [weight * scale**2 for weight, scale in zip(weights, SCALES, strict=True)]
+        total = sum(count * row[f"loss/scale_{scale}"] for count, scale in zip(counts, SCALES, strict=True))
+        assert row["loss"] == pytest.approx(total / sum(counts), rel=1e-5)
         assert 0 <= row["accuracy"] <= 1
     assert curve(finished)[-1] < curve(finished)[0]
     assert [row["step"] for row in rows if row["kind"] == "evaluation"] == [3, 6]
