@@ -49,4 +49,5 @@ def test_the_quick_demo_makes_one_self_contained_page_and_the_numbers(tmp_path):
     shutil.rmtree(tmp_path / "demo" / "quick" / "sft")
     output = run("--quick", 60, "--output", tmp_path / "demo", module="pipelines.demo", timeout=900)
     assert output.count("finished before: ") == 8
-    assert json.loads((tmp_path / "demo" / "metrics.json").read_text())["tokenizer.psnr"] == metrics["tokenizer.psnr"]
+    again = json.loads((tmp_path / "demo" / "metrics.json").read_text())
+    assert again["tokenizer.psnr"] == pytest.approx(metrics["tokenizer.psnr"])
