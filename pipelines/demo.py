@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import os
 import shlex
@@ -17,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pipelines.demo_report import missed_gates, missed_goals, write_report
 from pipelines.stages import StageStopped, ending_together, run_stage
@@ -95,7 +95,7 @@ class Demo:
         self.timing_path = self.runs / "timing.json"
         self.seconds: dict[str, float] = read_json(self.timing_path) if self.timing_path.exists() else {}
         self.finished_path = self.runs / "finished.json"
-        self.finished: dict[str, str] = read_json(self.finished_path) if self.finished_path.exists() else {}
+        self.finished: dict[str, Any] = read_json(self.finished_path) if self.finished_path.exists() else {}
         self.nothing_new = True
 
     def run(self) -> int:
@@ -203,7 +203,7 @@ class Demo:
     def _process(self, name: str, words: list[str], *, makes: Path, recipe: Path | None = None) -> None:
         """Run a command, unless this very one has finished before and so have all commands before it."""
         print(f"\n$ python {shlex.join(words)}", flush=True)
-        asked = hashlib.sha256(f"{words} {recipe.read_text() if recipe else ''}".encode()).hexdigest()
+        asked = {"command": words, "recipe": recipe.read_text() if recipe else None}
         made = str(makes.relative_to(self.runs))
         if self.nothing_new and self.finished.get(made) == asked and makes.is_dir():
             print(f"finished before: {makes}", flush=True)

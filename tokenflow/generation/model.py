@@ -212,6 +212,7 @@ def _weighted_mean(
     losses: Float[Tensor, "B n"], scale_weights: Sequence[float], *, sizes: Sequence[int]
 ) -> Float[Tensor, ""]:
     """Mean over tokens that count by their scale, those after the scales 1."""
-    counts = losses.new_tensor(scale_weights).repeat_interleave(torch.tensor(sizes, device=losses.device))
-    counts = torch.cat([counts, counts.new_ones(losses.shape[1] - len(counts))])
-    return (losses * counts).sum(1).mean() / counts.sum()
+    counts = [weight for weight, size in zip(scale_weights, sizes, strict=True) for _ in range(size)]
+    counts += [1.0] * (losses.shape[1] - len(counts))
+    weights = losses.new_tensor(counts)
+    return (losses * weights).sum(1).mean() / weights.sum()
