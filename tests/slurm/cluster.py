@@ -246,6 +246,10 @@ class Job:
             assert not late and (state not in FINAL or condition()), f"{state}\n{self.output[-4000:]}"
             time.sleep(0.05)
 
+    def update(self, setting: str) -> None:
+        """`scontrol update` one thing about it, such as TimeLimit=60 (minutes)."""
+        self.cluster.command("scontrol", "update", f"JobId={self.number}", setting)
+
     def end(self, expected: str = "COMPLETED", *, seconds: float = 240) -> Job:
         """Wait for its end."""
         self.until(lambda: self.state in FINAL, seconds=seconds)

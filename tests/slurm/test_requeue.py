@@ -47,11 +47,15 @@ def test_two_nodes_reach_the_curve_of_one(cluster, world, barely_trained, two_no
 def test_a_job_at_its_time_limit_saves_and_goes_on_in_the_next_one(cluster, world, barely_trained, tmp_path):
     short, long = tmp_path / "short", tmp_path / "long"
     endless = {"steps": 100_000}
-    limited = ("--time=1", "--signal=B:USR1@1")
-    every = ("--train.save_every", 1000)
-    job = generate(cluster, world, barely_trained, short, *every, options=limited, **endless)
+    warned = ("--signal=B:USR1@1",)
+    every = ("--train.save_every", 100_000)
+    job = generate(cluster, world, barely_trained, short, *every, options=warned, **endless)
     reference = generate(cluster, world, barely_trained, long, *every, **endless)
-    job.until(lambda: job.restarts == 1, seconds=120)
+    # The limit comes near only now: a job that is slow to begin would reach one of a minute without a step.
+    job.until(lambda: last_step(short) > 0)
+    job.update("EndTime=now+50")
+    job.until(lambda: job.restarts == 1)
+    job.update("TimeLimit=60")
     stopped = int((short / "checkpoints" / "latest").read_text().removeprefix("step_"))
     assert 0 < stopped == last_step(short)
     assert "stopped by a signal, and saved" in job.output
