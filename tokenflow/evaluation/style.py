@@ -33,8 +33,7 @@ h2 { font-size: 1.45rem; letter-spacing: -.012em; margin: 0 0 .35rem; font-weigh
 header p, .intro { color: var(--soft); margin: 0; max-width: 68ch; }
 header p { font-size: 1.08rem; }
 nav { position: sticky; top: 0; z-index: 2; background: var(--paper); border-bottom: 1px solid var(--line); }
-nav ul { list-style: none; display: flex; gap: 1.4rem; margin: 0; padding: .7rem 0; overflow-x: auto;
-  scrollbar-width: none; }
+nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; margin: 0; padding: .7rem 0; }
 nav a { color: var(--soft); text-decoration: none; white-space: nowrap; font-size: .93rem; }
 nav a:hover, nav a:focus-visible { color: var(--accent); }
 section { padding: 44px 0 0; }
