@@ -16,12 +16,12 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from pipelines.demo_report import missed_gates, missed_goals, write_report
-from pipelines.stages import StageStopped, ending_together, run_stage
+from pipelines.stages import FinishedStages, StageStopped, ending_together, run_stage
 from tokenflow.config import RECIPES, load_recipe, read_json, run_command
 from tokenflow.data import SourceConfig, write_shapes
+from tokenflow.data.counts import MANIFEST_NAME
 from tokenflow.data.photographs import export_photographs
 from tokenflow.data.world_conversations import write_lessons
 from tokenflow.evaluation.compositional import CompositionalResult
@@ -94,14 +94,13 @@ class Demo:
         self.scenes = QUICK_SCENES if self.quick else TRAINING_SCENES
         self.timing_path = self.runs / "timing.json"
         self.seconds: dict[str, float] = read_json(self.timing_path) if self.timing_path.exists() else {}
-        self.finished_path = self.runs / "finished.json"
-        self.finished: dict[str, Any] = read_json(self.finished_path) if self.finished_path.exists() else {}
-        self.nothing_new = True
+        self.finished = FinishedStages(self.runs / "finished.json")
 
     def run(self) -> int:
         """All stages, the page, the gates."""
         with self._timed("data"):
             self._draw_world()
+        self.finished.keep_to(read_json(self.data / "train" / MANIFEST_NAME)["source"])
         teacher = self.runs / "teacher"
         self._stage("teacher", "teacher_pretrain", ["--data", str(self.data / "train")])
         choose_teacher = ["--model.pretrained", f"{teacher}/model", "--teacher.pretrained", f"{teacher}/model"]
@@ -204,19 +203,16 @@ class Demo:
         """Run a command, unless this very one has finished before and so have all commands before it."""
         print(f"\n$ python {shlex.join(words)}", flush=True)
         asked = {"command": words, "recipe": recipe.read_text() if recipe else None}
-        made = str(makes.relative_to(self.runs))
-        if self.nothing_new and self.finished.get(made) == asked and makes.is_dir():
+        if self.finished.include(makes, asked):
             print(f"finished before: {makes}", flush=True)
             return
-        self.nothing_new = False
         with self._timed(name):
             code = run_stage(words)
         if code == EXIT_STOPPED:
             raise StageStopped(name)
         if code:
             raise SystemExit(f"error: the stage {name!r} ended with exit code {code}; its messages are above")
-        self.finished[made] = asked
-        write_json(self.finished_path, self.finished)
+        self.finished.add(makes, asked)
 
     def _evaluate(self, run: str, *folders: str, scenes: bool) -> EvaluationResult:
         result = evaluate(

@@ -73,6 +73,19 @@ def test_captions_name_every_object_and_vary():
     assert {"two", "three", "left", "right", "above", "below", "crosses", "stars"} <= words
 
 
+def test_captions_name_objects_from_the_top_left_unless_they_say_where_those_are():
+    for index in range(40):
+        scene = SceneSampler(0, "train").scene(index, kind="pair" if index % 2 else "triple")
+        shapes = [item.shape for item in sorted(scene.objects, key=lambda item: item.x + item.y)]
+        texts = [caption(scene, variant=variant) for variant in range(20)]
+        plain = [text for text in texts if " and " in text]
+        assert plain
+        for text in plain:
+            assert sorted(shapes, key=text.index) == shapes, text
+        told = [text for text in texts if text not in plain]
+        assert {shapes.index(min(shapes, key=text.index)) for text in told} == ({0, 1} if index % 2 else set()), told
+
+
 def test_questions_cover_every_kind_and_existence_is_balanced():
     found = [item for index in range(600) for item in questions(SceneSampler(0, "train")[index])]
     assert {item.kind for item in found} == set(QUESTION_KINDS)

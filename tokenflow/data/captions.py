@@ -5,7 +5,7 @@ picture against it. A caption names every object of its scene; attributes it lea
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from tokenflow.data.shapes import HELD_OUT_PAIRS, Scene, SceneKind, SceneSampler, Split, relation
@@ -93,22 +93,28 @@ def _pair_captions(scene: Scene) -> list[Prompt]:
     return found
 
 
-# how often a training caption is of each kind, given that the scene allows it
+# how often a training caption is of each kind, given that the scene allows it; position comes in both orders
 _CAPTION_WEIGHTS = {
     "colors": 3,
     "single_object": 1,
     "counting": 1,
     "three_objects": 1,
-    "color_attribution": 2,
+    "color_attribution": 4,
     "position": 3,
-    "two_object": 1,
+    "two_object": 2,
 }
 
 
 def caption(scene: Scene, *, variant: int = 0) -> str:
-    """One caption, chosen by the scene's own `phrasing` and `variant`; other variants word it differently."""
+    """One caption, chosen by the scene's own `phrasing` and `variant`; other variants word it differently.
+
+    Objects are named from the top left to the bottom right, as people read, where the words do not say which lies
+    where: the order then tells a painter what to put where, so that codes drawn side by side agree.
+    """
     rng = random.Random(f"{scene.phrasing}/{variant}")
-    claims = captions(scene)
+    scene = replace(scene, objects=tuple(sorted(scene.objects, key=lambda item: item.x + item.y)))
+    first = scene.objects[0].shape
+    claims = [claim for claim in captions(scene) if claim.relation or claim.objects[0][0] == first]
     weights = [_CAPTION_WEIGHTS[claim.kind] for claim in claims]
     return rng.choice(_OPENINGS) + rng.choices(claims, weights)[0].text
 

@@ -65,7 +65,7 @@ def write_shapes(
     directory.mkdir(parents=True, exist_ok=True)
     source = {
         "kind": "shapes",
-        "version": 1,
+        "version": 2,
         "num_samples": num_samples,
         "image_size": image_size,
         "seed": seed,
