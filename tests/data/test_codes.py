@@ -136,10 +136,13 @@ def test_a_dry_run_writes_nothing_and_says_how_much_it_would(world, tmp_path, ca
 def test_codes_of_another_tokenizer_or_other_pictures_are_not_mixed_in(world, tmp_path, capsys):
     torch.manual_seed(1)
     TokenFlowTokenizer(preset("tokenflow-nano")).eval().save_pretrained(tmp_path / "other")
-    for options in (["--tokenizer", tmp_path / "other"], ["--samples_per_shard", 5]):
+    for options, expected in (
+        (["--tokenizer", tmp_path / "other"], "asked for are codes of"),
+        (["--samples_per_shard", 5], "other pictures: source.samples_per_shard is 5, there None"),
+    ):
         assert encode(world, world / "codes", *options) == 2
         line = capsys.readouterr().err.strip()
-        assert "holds codes of" in line and "asked for are codes of" in line and "\n" not in line
+        assert "holds codes of" in line and expected in line and "\n" not in line
     assert encode(world, tmp_path / "again", data=world / "codes") == 2
     assert "expected pictures" in capsys.readouterr().err
 

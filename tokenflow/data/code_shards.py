@@ -77,8 +77,8 @@ class CodeShards:
         self.described = {
             "path": os.path.abspath(source.path),
             "samples": self.total,
-            "shards": len(self.spans),
             "samples_per_shard": samples_per_shard,
+            "shards": len(self.spans),
         }
 
     def done(self) -> list[ShardSpan]:

@@ -18,6 +18,7 @@ from tokenflow.data.conversation_config import ConversationConfig
 from tokenflow.data.counts import MANIFEST_NAME
 from tokenflow.data.files import write_json
 from tokenflow.data.samples import BadSample
+from tokenflow.data.settings import first_difference
 from tokenflow.data.shards import expand_shards
 
 CODES_NAME = "codes.json"
@@ -95,10 +96,14 @@ def write_description(folder: Path, description: CodesDescription, *, source: di
     if path.is_file():
         stored = json.loads(path.read_text())
         there = CodesDescription.from_json(stored["codes"])
-        if (there, stored["source"]) != (description, source):
+        if there != description:
             raise ValueError(
-                f"{folder} holds codes of {there} for {stored['source']}; asked for are codes of {description} for "
-                f"{source}. Choose another folder, or remove this one."
+                f"{folder} holds codes of {there}; asked for are codes of {description}. Choose another folder, or "
+                "remove this one."
+            )
+        if difference := first_difference({"source": source}, stored):
+            raise ValueError(
+                f"{folder} holds codes of other pictures: {difference}. Choose another folder, or remove this one."
             )
         return
     write_json(path, content)

@@ -23,6 +23,7 @@ from tokenflow.data.recaption_check import CaptionCheck
 from tokenflow.data.recaption_journal import Journal, read_journal
 from tokenflow.data.recaption_prompts import Prompt
 from tokenflow.data.recaption_shards import ShardReport, StoredSample, read_shard, rewrite_shard
+from tokenflow.data.settings import first_difference
 from tokenflow.data.shard_writer import ShardEntry
 from tokenflow.data.shards import ShardSource, expand_shards
 
@@ -184,13 +185,11 @@ class Recaptioning:
             return
         if not self._has_answers():
             return
-        stored = json.loads(path.read_text())
-        for name, value in self.settings.items():
-            if stored.get(name) != value:
-                raise ValueError(
-                    f"{str(self.folder)!r} was begun with other settings: {name} is {value}, there {stored.get(name)}. "
-                    "Give the same to continue, or another folder for --out"
-                )
+        if difference := first_difference(self.settings, json.loads(path.read_text())):
+            raise ValueError(
+                f"{str(self.folder)!r} was begun with other settings: {difference}. Give the same to continue, or "
+                "another folder for --out"
+            )
 
     def _has_answers(self) -> bool:
         """Whether any part of the run has noted anything yet."""

@@ -20,6 +20,7 @@ from typing import Any
 from tokenflow.data.counts import MANIFEST_NAME
 from tokenflow.data.files import locked, write_json, write_whole
 from tokenflow.data.manifest import write_manifest
+from tokenflow.data.settings import first_difference
 from tokenflow.data.shard_writer import ShardEntry
 
 _FOLDER = ".progress"
@@ -98,12 +99,10 @@ class ShardFolder:
             )
 
     def _compare(self, stored: dict[str, Any], path: Path) -> None:
-        different = [name for name in self.settings if self.settings[name] != stored.get(name)]
-        if different:
-            name = different[0]
+        if difference := first_difference(self.settings, stored):
             raise ValueError(
-                f"{str(self.folder)!r} was begun with other settings: {name} is {self.settings[name]}, there "
-                f"{stored.get(name)} ({path.name}). Give the same settings to continue, or another folder for --out"
+                f"{str(self.folder)!r} was begun with other settings: {difference} ({path.name}). Give the same "
+                "settings to continue, or another folder for --out"
             )
 
     def manifest(self) -> dict[str, Any] | None:
