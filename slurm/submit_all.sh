@@ -18,6 +18,11 @@ TOKENIZER=${TOKENIZER:-}             # what the first of STAGES starts from, whe
 LANGUAGE=${LANGUAGE:-}
 ALIGNED=${ALIGNED:-}
 
+command -v sbatch >/dev/null || {
+  echo "error: there is no sbatch here; run this where jobs are submitted, or the stages by hand (README.md)" >&2
+  exit 2
+}
+
 extra=("$@")
 declare -A job
 

@@ -53,6 +53,15 @@ def test_every_command_has_help_with_its_examples(command, capsys):
     assert f"tokenflow {command}" in capsys.readouterr().out
 
 
+def test_help_says_each_default_once(capsys):
+    with pytest.raises(SystemExit):
+        main(["make-shards", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "a shorter side (default: 1)" in shown and "any number (default: 0)" in shown
+    assert "shuffle the samples with this seed (default: keep their order) --workers" in shown
+    assert "print the manifest as JSON, nothing else --dry_run" in shown
+
+
 def test_no_command_and_unknown_command_exit_two(capsys):
     assert main([]) == 2
     assert "examples" in capsys.readouterr().err

@@ -212,6 +212,13 @@ class _Wide(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28, width=110)
 
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        """With the default, where the help does not say it and it is a value."""
+        text, default = action.help or "", action.default
+        is_value = isinstance(default, int | float | str) and not isinstance(default, bool)
+        left_out = is_value and default not in ("", argparse.SUPPRESS) and "default" not in text
+        return f"{text} (default: %(default)s)" if left_out and action.option_strings else text
+
 
 def _examples(lines: Sequence[str]) -> str:
     return "examples:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
