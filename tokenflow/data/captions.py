@@ -57,7 +57,7 @@ def plural(shape: str) -> str:
 
 
 def captions(scene: Scene) -> list[Prompt]:
-    """Every claim about the scene that training may use; the texts lack an opening ("a photo of")."""
+    """Every claim about the scene; the texts lack an opening ("a photo of")."""
     items = [(item.shape, item.colour) for item in scene.objects]
     bare = tuple((shape, None) for shape, _ in items)
     if scene.kind == "single":
@@ -105,16 +105,21 @@ _CAPTION_WEIGHTS = {
 }
 
 
-def caption(scene: Scene, *, variant: int = 0) -> str:
-    """One caption, chosen by the scene's own `phrasing` and `variant`; other variants word it differently.
+def training_claims(scene: Scene) -> list[Prompt]:
+    """Those of `captions` that training reads: objects come from the top left to the bottom right, as people read.
 
-    Objects are named from the top left to the bottom right, as people read, where the words do not say which lies
-    where: the order then tells a painter what to put where, so that codes drawn side by side agree.
+    Where the words say which lies where, both orders stay. Elsewhere the order tells a painter what goes where, so that
+    codes drawn side by side agree.
     """
-    rng = random.Random(f"{scene.phrasing}/{variant}")
     scene = replace(scene, objects=tuple(sorted(scene.objects, key=lambda item: item.x + item.y)))
     first = scene.objects[0].shape
-    claims = [claim for claim in captions(scene) if claim.relation or claim.objects[0][0] == first]
+    return [claim for claim in captions(scene) if claim.relation or claim.objects[0][0] == first]
+
+
+def caption(scene: Scene, *, variant: int = 0) -> str:
+    """One caption, chosen by the scene's own `phrasing` and `variant`; other variants word it differently."""
+    rng = random.Random(f"{scene.phrasing}/{variant}")
+    claims = training_claims(scene)
     weights = [_CAPTION_WEIGHTS[claim.kind] for claim in claims]
     return rng.choice(_OPENINGS) + rng.choices(claims, weights)[0].text
 
