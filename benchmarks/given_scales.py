@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.rows import print_rows
-from tokenflow.data.captions import PROMPT_KINDS, Prompt, training_claims
+from tokenflow.data.captions import PROMPT_KINDS, Prompt, claims_in_reading_order
 from tokenflow.data.shapes import Scene, SceneSampler, draw
 from tokenflow.data.transforms import to_tensor
 from tokenflow.data.verifier import check
@@ -38,7 +38,7 @@ def claims(count: int, *, seed: int) -> list[tuple[Scene, Prompt]]:
         scene = sampler[index]
         index += 1
         for kind, part in found.items():
-            said = [claim for claim in training_claims(scene) if claim.kind == kind]
+            said = [claim for claim in claims_in_reading_order(scene) if claim.kind == kind]
             if said and len(part) < count:
                 part.append((scene, said[scene.phrasing % len(said)]))
     return [item for part in found.values() for item in part]
@@ -80,7 +80,7 @@ def finished(
 @torch.inference_mode()
 def costs(model: TextToImage, pairs: Sequence[Scene], codes: Tensor, *, kind: str) -> list[float]:
     """Nats that the codes of each scale of `pairs` cost, captions being of this kind."""
-    said = [next(claim.text for claim in training_claims(scene) if claim.kind == kind) for scene in pairs]
+    said = [next(claim.text for claim in claims_in_reading_order(scene) if claim.kind == kind) for scene in pairs]
     text = read_text(model, said).to(model.device)
     output = model.generator(text.ids, codes, model.tokenizer.scale_inputs(codes), text_lengths=text.lengths)
     return [

@@ -56,6 +56,17 @@ def test_a_batch_has_pictures_in_minus_one_to_one_captions_and_keys(shapes):
     assert cursor.samples == 0  # the step is not over
 
 
+def test_captions_come_from_the_list_that_is_named_or_from_the_text_where_there_is_none(shapes):
+    def read(**changes):
+        batches = take(Loader(config(shapes, records=True, **changes), **SIZES), 16)
+        return [pair for batch, _ in batches for pair in zip(batch["captions"], batch["records"], strict=True)]
+
+    named = read(captions_from="captions_in_any_order")
+    assert all(caption in record["captions_in_any_order"] for caption, record in named)
+    assert any(caption not in record["captions"] for caption, record in named)
+    assert all(caption == record["captions"][0] for caption, record in read(captions_from="nothing"))
+
+
 def test_an_epoch_has_every_sample_once(shapes):
     loader = Loader(config(shapes), global_batch_size=10, micro_batch_size=10, seed=0)
     assert loader.steps_per_epoch == 7

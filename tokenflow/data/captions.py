@@ -93,34 +93,37 @@ def _pair_captions(scene: Scene) -> list[Prompt]:
     return found
 
 
-# how often a training caption is of each kind, given that the scene allows it; position comes in both orders
+# how often a training caption is of each kind, given that the scene allows it
 _CAPTION_WEIGHTS = {
     "colors": 3,
     "single_object": 1,
     "counting": 1,
     "three_objects": 1,
-    "color_attribution": 4,
+    "color_attribution": 2,
     "position": 3,
-    "two_object": 2,
+    "two_object": 1,
 }
+# in reading order, what does not say where things lie comes once in place of twice
+_READING_WEIGHTS = _CAPTION_WEIGHTS | {"color_attribution": 4, "two_object": 2}
 
 
-def training_claims(scene: Scene) -> list[Prompt]:
-    """Those of `captions` that training reads: objects come from the top left to the bottom right, as people read.
+def claims_in_reading_order(scene: Scene) -> list[Prompt]:
+    """Those of `captions` that name objects from the top left to the bottom right, or say which lies where.
 
-    Where the words say which lies where, both orders stay. Elsewhere the order tells a painter what goes where, so that
-    codes drawn side by side agree.
+    The order then tells a painter what goes where in all of them, so that codes drawn side by side agree.
     """
     scene = replace(scene, objects=tuple(sorted(scene.objects, key=lambda item: item.x + item.y)))
     first = scene.objects[0].shape
     return [claim for claim in captions(scene) if claim.relation or claim.objects[0][0] == first]
 
 
-def caption(scene: Scene, *, variant: int = 0) -> str:
+def caption(scene: Scene, *, variant: int = 0, reading_order: bool = True) -> str:
     """One caption, chosen by the scene's own `phrasing` and `variant`; other variants word it differently."""
     rng = random.Random(f"{scene.phrasing}/{variant}")
-    claims = training_claims(scene)
-    weights = [_CAPTION_WEIGHTS[claim.kind] for claim in claims]
+    claims, often = captions(scene), _CAPTION_WEIGHTS
+    if reading_order:
+        claims, often = claims_in_reading_order(scene), _READING_WEIGHTS
+    weights = [often[claim.kind] for claim in claims]
     return rng.choice(_OPENINGS) + rng.choices(claims, weights)[0].text
 
 

@@ -48,7 +48,9 @@ class DataConfig:
     flip_probability: float = 0.0
     """Chance of a horizontal flip. Keep at 0 where captions say left and right."""
     captions: Literal["first", "any"] = "first"
-    """first takes the .txt; any draws among the "captions" of the .json where there are several."""
+    """first takes the .txt; any draws among those of the .json where there are several."""
+    captions_from: str = "captions"
+    """Which list of the .json `any` draws from; a sample without it has its .txt."""
     records: bool = False
     """Whether batches carry the parsed .json of every sample."""
     window_shards: int = 8

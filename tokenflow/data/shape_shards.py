@@ -32,10 +32,14 @@ def scene_sample(scene: Scene, *, key: str, image_size: int) -> dict[str, Any]:
     """A scene as a webdataset sample: "png" bytes, "txt" caption, "json" with scene, more captions and questions."""
     stream = io.BytesIO()
     Image.fromarray(draw(scene, image_size)).save(stream, format="PNG", compress_level=6)
-    texts = list(dict.fromkeys(caption(scene, variant=variant) for variant in range(_CAPTIONS)))
+    texts, any_order = (
+        list(dict.fromkeys(caption(scene, variant=variant, reading_order=order) for variant in range(_CAPTIONS)))
+        for order in (True, False)
+    )
     record = {
         "scene": scene.to_json(),
         "captions": texts,
+        "captions_in_any_order": any_order,
         "questions": [asdict(item) for item in questions(scene)],
     }
     return {

@@ -147,7 +147,7 @@ class SampleReader:
         codes = None if self.codes is None else self.codes.unpack(raw.codes)
         pixels = self._pixels(raw, rng=rng, train=train) if codes is None else None
         record = parse_record(raw)
-        choices = record.get("captions") if train and config.captions == "any" and record else None
+        choices = record.get(config.captions_from) if train and config.captions == "any" and record else None
         caption = str(rng.choice(choices)) if choices else caption_of(raw, record)
         return Sample(
             pixels=pixels,
@@ -203,7 +203,7 @@ def read_captions(config: DataConfig, *, at_most: int) -> Iterator[str]:
                 continue
             yield caption_of(raw, record)
             if config.captions == "any":
-                yield from map(str, record.get("captions") or ())
+                yield from map(str, record.get(config.captions_from) or ())
 
 
 def caption_of(raw: RawSample, record: dict[str, Any] | None) -> str:
