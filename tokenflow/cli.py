@@ -208,16 +208,15 @@ class _Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-class _Wide(argparse.RawDescriptionHelpFormatter):
+class _Wide(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28, width=110)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        """With the default, where the help does not say it and it is a value."""
-        text, default = action.help or "", action.default
-        is_value = isinstance(default, int | float | str) and not isinstance(default, bool)
-        left_out = is_value and default not in ("", argparse.SUPPRESS) and "default" not in text
-        return f"{text} (default: %(default)s)" if left_out and action.option_strings else text
+        """With the default, where it is a value that the help does not name."""
+        default = action.default
+        is_value = isinstance(default, int | float | str) and not isinstance(default, bool) and default != ""
+        return super()._get_help_string(action) if is_value and "default" not in (action.help or "") else action.help
 
 
 def _examples(lines: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The demo, quickly: all stages, the page and the numbers."""
+"""The demo, quickly: all stages, the page and the numbers; a second run finds everything done."""
 
 import json
 from html.parser import HTMLParser
@@ -45,3 +45,9 @@ def test_the_quick_demo_makes_one_self_contained_page_and_the_numbers(tmp_path):
     assert (tmp_path / "demo" / "quick" / "mlflow.db").is_file()
     finished = json.loads((tmp_path / "demo" / "quick" / "finished.json").read_text())
     assert len(finished) == 1 + 9 and finished["world"]["kind"] == "shapes"
+
+    # The same command again trains nothing (what it does where an output is gone: test_finished_stages.py).
+    output = run("--quick", 60, "--output", tmp_path / "demo", module="pipelines.demo", timeout=900)
+    assert output.count("finished before: ") == 9
+    again = json.loads((tmp_path / "demo" / "metrics.json").read_text())
+    assert again["tokenizer.psnr"] == pytest.approx(metrics["tokenizer.psnr"])

@@ -1,62 +1,34 @@
-"""A chain of stages passes over what has finished."""
+"""Stages end with the process that started them."""
 
-import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
-import pytest
-
-from pipelines.stages import FinishedStages
-
-WORLD = {"kind": "shapes", "version": 2}
-
-
-def asked(stage, recipe="steps: 3"):
-    return {"command": ["-m", f"pipelines.{stage}"], "recipe": recipe}
-
-
-def run(folder, *, recipes=("steps: 3",) * 3, world=WORLD):
-    """The stages that a chain of three ran."""
-    finished = FinishedStages(folder / "finished.json")
-    finished.keep_to(world)
-    ran = []
-    for stage, recipe in zip("abc", recipes, strict=True):
-        made = folder / stage / "model"
-        if not finished.include(made, asked(stage, recipe)):
-            made.mkdir(parents=True, exist_ok=True)
-            finished.add(made, asked(stage, recipe))
-            ran.append(stage)
-    return ran
+ROOT = Path(__file__).resolve().parents[2]
+STAGE = """
+import signal, sys, time
+def end(*_):
+    print("stage saved", flush=True)
+    sys.exit(75)
+signal.signal(signal.SIGTERM, end)
+print("stage runs", flush=True)
+time.sleep(60)
+"""
+STARTER = f"""
+from pipelines.stages import ending_together, run_stage
+try:
+    with ending_together():
+        run_stage(["-c", {STAGE!r}])
+except KeyboardInterrupt:
+    print("starter ends", flush=True)
+"""
 
 
-def test_what_finished_is_passed_over(tmp_path):
-    assert run(tmp_path) == ["a", "b", "c"]
-    assert run(tmp_path) == []
-
-
-def test_a_stage_whose_output_is_gone_runs_again_and_so_do_those_after_it(tmp_path):
-    run(tmp_path)
-    shutil.rmtree(tmp_path / "b")
-    assert run(tmp_path) == ["b", "c"]
-    assert run(tmp_path) == []
-
-
-def test_a_stage_with_another_recipe_runs_again_and_so_do_those_after_it(tmp_path):
-    run(tmp_path)
-    changed = ("steps: 3", "steps: 4", "steps: 3")
-    assert run(tmp_path, recipes=changed) == ["b", "c"]
-    assert run(tmp_path, recipes=changed) == []
-
-
-def test_a_chain_that_was_cut_off_goes_on_at_the_first_stage_that_had_not_finished(tmp_path):
-    finished = FinishedStages(tmp_path / "finished.json")
-    finished.keep_to(WORLD)
-    (tmp_path / "a" / "model").mkdir(parents=True)
-    (tmp_path / "b" / "model").mkdir(parents=True)
-    finished.add(tmp_path / "a" / "model", asked("a"))
-    assert run(tmp_path) == ["b", "c"]
-
-
-def test_stages_of_another_world_are_refused_with_both_named(tmp_path):
-    run(tmp_path)
-    with pytest.raises(SystemExit, match=r"'version': 2.* are .*'version': 3.* now. Remove "):
-        run(tmp_path, world={**WORLD, "version": 3})
-    assert run(tmp_path) == []
+def test_a_stop_signal_reaches_the_stage_which_ends_first():
+    starter = subprocess.Popen([sys.executable, "-c", STARTER], cwd=ROOT, text=True, stdout=subprocess.PIPE)
+    assert starter.stdout is not None and starter.stdout.readline() == "stage runs\n"
+    starter.send_signal(signal.SIGTERM)
+    # The stage holds the same pipe: this returns when it is gone too.
+    assert starter.communicate(timeout=60)[0] == "stage saved\nstarter ends\n"
+    assert starter.returncode == 0

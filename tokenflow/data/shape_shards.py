@@ -32,14 +32,11 @@ def scene_sample(scene: Scene, *, key: str, image_size: int) -> dict[str, Any]:
     """A scene as a webdataset sample: "png" bytes, "txt" caption, "json" with scene, more captions and questions."""
     stream = io.BytesIO()
     Image.fromarray(draw(scene, image_size)).save(stream, format="PNG", compress_level=6)
-    texts, any_order = (
-        list(dict.fromkeys(caption(scene, variant=variant, reading_order=order) for variant in range(_CAPTIONS)))
-        for order in (True, False)
-    )
+    texts = _captions(scene, reading_order=True)
     record = {
         "scene": scene.to_json(),
         "captions": texts,
-        "captions_in_any_order": any_order,
+        "captions_in_any_order": _captions(scene, reading_order=False),
         "questions": [asdict(item) for item in questions(scene)],
     }
     return {
@@ -48,6 +45,11 @@ def scene_sample(scene: Scene, *, key: str, image_size: int) -> dict[str, Any]:
         "txt": texts[0].encode(),
         "json": json.dumps(record, separators=(",", ":")).encode(),
     }
+
+
+def _captions(scene: Scene, *, reading_order: bool) -> list[str]:
+    texts = (caption(scene, variant=variant, reading_order=reading_order) for variant in range(_CAPTIONS))
+    return list(dict.fromkeys(texts))
 
 
 def write_shapes(
