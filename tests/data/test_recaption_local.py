@@ -149,6 +149,21 @@ def test_an_answer_is_cut_unless_it_ends_by_itself(folder):
     assert captioner._ended(torch.tensor([[5, 6, 7], [5, 6, 8]])) == [True, False]
 
 
+def test_a_batch_can_be_stopped_between_two_tokens(folder):
+    class Stopped(Exception):
+        pass
+
+    def pulse():
+        pulses.append(len(pulses))
+        if len(pulses) == 3:
+            raise Stopped
+
+    pulses = []
+    with pytest.raises(Stopped):
+        list(load(folder, pulse=pulse, max_tokens=6).answers(requests(2)))
+    assert len(pulses) == 3
+
+
 def test_broken_pictures_cost_only_themselves(folder):
     captioner = load(folder, batch_size=2)
     asked = [*requests(2), request(2, image=b"broken"), request(3, image=b"")]

@@ -6,11 +6,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 from tokenflow.commands.reconstruct import choose_device
@@ -74,9 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
         return _preview(recaptioning)
     total = sum(shard.samples for shard in recaptioning.mine)
     try:
-        with _stoppable():
+        with _StopSignals() as signals:
             # a model takes minutes to load, and a finished part needs none
-            captioner = _captioner(arguments, config, key) if done < total else _Nobody()
+            captioner = _captioner(arguments, config, key, signals.check) if done < total else _Nobody()
             with EvaluationProgress(total, done=done, verbs=("captioning", "captioned")) as progress:
                 report = recaptioning.run(captioner, stop_after=arguments.stop_after, progress=progress.update)
     except (CaptionerGone, _Stopped) as error:
@@ -132,15 +131,17 @@ def _server(arguments: argparse.Namespace) -> ServerConfig:
     )
 
 
-def _captioner(arguments: argparse.Namespace, config: RecaptionConfig, key: str | None) -> Captioner:
+def _captioner(
+    arguments: argparse.Namespace, config: RecaptionConfig, key: str | None, pulse: Callable[[], None]
+) -> Captioner:
     if arguments.backend == "openai":
-        return OpenAICaptioner(config.model, config=config.caption, server=_server(arguments), key=key)
+        return OpenAICaptioner(config.model, config=config.caption, server=_server(arguments), key=key, pulse=pulse)
     # transformers' image classes take seconds to import
     from tokenflow.data.recaption_local import LocalCaptioner
 
     device = choose_device(arguments.device)
     return LocalCaptioner.from_pretrained(
-        config.model, device=device, config=config.caption, batch_size=arguments.batch_size
+        config.model, device=device, config=config.caption, batch_size=arguments.batch_size, pulse=pulse
     )
 
 
@@ -152,23 +153,39 @@ class _Nobody:
         return iter(())
 
 
-class _Stopped(BaseException):
+class _Stopped(Exception):
     """Slurm, or somebody else, asked this process to end."""
 
 
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Makes of the signals of Slurm an end as good as any: what was answered is noted."""
+class _StopSignals:
+    """Notes SIGTERM and SIGUSR1 (Slurm's warning), for an end as good as any: what was answered is noted."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise _Stopped(f"by {signal.Signals(number).name}; the same command continues")
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_StopSignals":
+        self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Slurm and the script around this process both send the signal: the later one must not kill it at its end
+        after = self._before if self._received is None else dict.fromkeys(self.SIGNALS, signal.SIG_IGN)
+        for number, handler in after.items():
             signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raises _Stopped once a signal has come."""
+        if self._received is not None:
+            raise _Stopped(f"by {signal.Signals(self._received).name}; the same command continues")
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        # raised from here, an exception could leave a lock taken that the threads of the captioner wait for
+        self._received = number
 
 
 def _preview(recaptioning: Recaptioning) -> int:

@@ -1,6 +1,6 @@
 """Captions from a Qwen-VL (Qwen2.5-VL, Qwen3-VL, or kin) in this process, by transformers, in batches."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -27,9 +27,18 @@ class LocalCaptioner:
         processor: From AutoProcessor, with a chat template.
         config: How it is asked.
         batch_size: Pictures at a time; halved for a batch that does not fit.
+        pulse: Called at every token; what it raises ends the answers.
     """
 
-    def __init__(self, model: Any, processor: Any, *, config: CaptionConfig, batch_size: int = 8):
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        config: CaptionConfig,
+        batch_size: int = 8,
+        pulse: Callable[[], None] = lambda: None,
+    ):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         if config.temperature:
@@ -45,10 +54,17 @@ class LocalCaptioner:
         self.processor.tokenizer.padding_side = "left"
         self.config = config
         self.batch_size = batch_size
+        self._pulse = pulse
 
     @classmethod
     def from_pretrained(
-        cls, name: str, *, device: torch.device | str, config: CaptionConfig, batch_size: int = 8
+        cls,
+        name: str,
+        *,
+        device: torch.device | str,
+        config: CaptionConfig,
+        batch_size: int = 8,
+        pulse: Callable[[], None] = lambda: None,
     ) -> "LocalCaptioner":
         """Load a folder or a hub id; bfloat16 on a GPU, float32 elsewhere. Raises CaptionerUnusable."""
         from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -62,7 +78,7 @@ class LocalCaptioner:
             raise CaptionerUnusable(
                 f"{name!r} cannot be loaded ({error}); expected the folder or hub id of a Qwen2.5-VL or Qwen3-VL"
             ) from error
-        return cls(model.to(device), processor, config=config, batch_size=batch_size)
+        return cls(model.to(device), processor, config=config, batch_size=batch_size, pulse=pulse)
 
     def answers(self, requests: Iterable[CaptionRequest]) -> Iterator[CaptionAnswer]:
         """One answer a request, in their order but for pictures that cannot be shown."""
@@ -98,7 +114,14 @@ class LocalCaptioner:
             padding=True,
             return_tensors="pt",
         ).to(self.model.device)
-        sequences = self.model.generate(**inputs, max_new_tokens=self.config.max_tokens, do_sample=False)
+        from transformers import StoppingCriteriaList
+
+        sequences = self.model.generate(
+            **inputs,
+            max_new_tokens=self.config.max_tokens,
+            do_sample=False,
+            stopping_criteria=StoppingCriteriaList([self._go_on]),
+        )
         answered = sequences[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(answered, skip_special_tokens=True)
         ended = self._ended(answered)
@@ -106,6 +129,11 @@ class LocalCaptioner:
             _answer(request, text=text, cut=not whole)
             for (request, _), text, whole in zip(shown, texts, ended, strict=True)
         ]
+
+    def _go_on(self, sequences: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        """A stopping criterion of transformers that stops no sequence; sequences [B, T]."""
+        self._pulse()
+        return torch.zeros(len(sequences), dtype=torch.bool, device=sequences.device)
 
     def _chat(self, prompt: str) -> str:
         message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}

@@ -27,6 +27,7 @@ from tokenflow.data.samples import BadSample
 
 logger = logging.getLogger(__name__)
 _QUALITY = 95
+_SECONDS_A_PULSE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +100,7 @@ class OpenAICaptioner:
         clock: Seconds of a clock that only runs forward.
         sleep: Waits so many seconds; by default a wait that `answers` interrupts when it ends early.
         jitter: Random numbers from 0 to 1.
+        pulse: Called all the while by the thread that takes the answers; what it raises ends them.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class OpenAICaptioner:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Any] | None = None,
         jitter: Callable[[], float] = random.random,
+        pulse: Callable[[], None] = lambda: None,
     ):
         self.model = model
         self.config = config
@@ -120,6 +123,7 @@ class OpenAICaptioner:
         self._sleep = self._stopped.wait if sleep is None else sleep
         self._pace = Pace(server.requests_per_second, clock=clock, sleep=self._sleep)
         self._jitter = jitter
+        self._pulse = pulse
         self._in_trouble = False
         self._lock = threading.Lock()
 
@@ -132,17 +136,24 @@ class OpenAICaptioner:
             for request in requests:
                 waiting.add(pool.submit(self._answer, request))
                 if len(waiting) >= self.server.concurrency:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
+                    yield from self._some(waiting)
             while waiting:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
+                yield from self._some(waiting)
             finished = True
         finally:
             if not finished:
                 self._stopped.set()
                 self._http.abort()
             pool.shutdown(cancel_futures=True)
+
+    def _some(self, waiting: set[Future[CaptionAnswer]]) -> list[CaptionAnswer]:
+        """The next answers, at least one; taken out of `waiting`."""
+        done: set[Future[CaptionAnswer]] = set()
+        while not done:
+            self._pulse()
+            done = wait(waiting, timeout=_SECONDS_A_PULSE, return_when=FIRST_COMPLETED).done
+        waiting -= done
+        return [future.result() for future in done]
 
     def _answer(self, request: CaptionRequest) -> CaptionAnswer:
         about = {"position": request.position, "key": request.key}
