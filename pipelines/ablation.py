@@ -164,7 +164,7 @@ class Ablation:
         start = ["--continue_from", str(folder / "alignment" / "model")]
         data = mixture(self.lessons, questions=0.45, names=0.45, rare_text=0.1)
         steps = ["--train.steps", str(TUNING_STEPS)]
-        self._stage("mllm_sft", "nano", folder / "tuning", [*common, *start, *data, *steps])
+        self._stage("mllm_sft", "nano-names", folder / "tuning", [*common, *start, *data, *steps])
 
     def _ask(self, variant: Variant, seed: int) -> dict[str, Any]:
         folder = self._folder(variant, seed)
@@ -231,7 +231,8 @@ class Ablation:
 
 def _protocol(seeds: dict[Variant, tuple[int, ...]]) -> dict[str, str]:
     return {
-        "language model": "one, from lm_pretrain's nano recipe; alignment and tuning by the nano recipes for all rows",
+        "language model": "one, from lm_pretrain's nano recipe; alignment by nano, the first tuning "
+        "(nano-names) alone, for all rows",
         "seeds": ", ".join(f"{name} {len(found)}" for name, found in seeds.items())
         + "; of projector, data order of alignment and tuning; each tokenizer and the teacher were trained once",
         "pixel-only": "a tokenizer trained separately: nano's pixel branch (8 channels) and pixel decoder, no semantic "

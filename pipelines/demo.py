@@ -48,6 +48,8 @@ QUICK_STEPS = {
     "generation": 100,
     "language": 20,
     "align": 20,
+    "names": 20,
+    "corners": 20,
     "sft": 40,
 }
 PHOTOGRAPH_STEPS = 300
@@ -168,7 +170,7 @@ class Demo:
         self._stage("generation", "gen_pretrain", options, processes=PROCESSES)
 
     def _understanding(self) -> None:
-        """A language model from text alone, then its alignment with the tokenizer, then questions and answers."""
+        """A language model from text alone, its alignment with the tokenizer, then questions, the easier ones first."""
         sees = ["--data.images", str(self.runs / "codes"), "--tokenizer", str(self.runs / "decoder" / "model")]
         self._stage("language", "lm_pretrain", mixture(self.lessons, text=0.8, rare_text=0.2), processes=PROCESSES)
         begin = ["--language", str(self.runs / "language" / "model")]
@@ -177,6 +179,12 @@ class Demo:
         )
         begin = ["--continue_from", str(self.runs / "align" / "model")]
         data = mixture(self.lessons, questions=0.45, names=0.45, rare_text=0.1)
+        self._stage("names", "mllm_sft", [*data, *sees, *begin], recipe="nano-names", processes=PROCESSES)
+        begin = ["--continue_from", str(self.runs / "names" / "model")]
+        data = mixture(self.lessons, corners=0.8, questions=0.2)
+        self._stage("corners", "mllm_sft", [*data, *sees, *begin], recipe="nano-corners", processes=PROCESSES)
+        begin = ["--continue_from", str(self.runs / "corners" / "model")]
+        data = mixture(self.lessons, questions=0.45, relations=0.3, corners=0.15, rare_text=0.1)
         self._stage("sft", "mllm_sft", [*data, *sees, *begin], processes=PROCESSES)
 
     def _questions(self) -> UnderstandingEvaluationRecipe:
@@ -189,15 +197,15 @@ class Demo:
         shapes = dataclasses.replace(recipe.shapes, prompts_per_kind=10) if self.quick else recipe.shapes
         return dataclasses.replace(recipe, model=str(self.runs / "generation" / "model"), shapes=shapes)
 
-    def _stage(self, name: str, pipeline: str, options: list[str], *, processes: int = 1) -> None:
+    def _stage(self, name: str, pipeline: str, options: list[str], *, recipe: str = "nano", processes: int = 1) -> None:
         """Run one pipeline as its own process or processes, as a reader would."""
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         words = [*(launcher if processes > 1 else []), "-m", f"pipelines.{pipeline}"]
-        words += ["--recipe", "nano", "--output", str(self.runs / name), *options]
-        words += LANGUAGE_PRECISION if name in ("generation", "language", "align", "sft") else ()
+        words += ["--recipe", recipe, "--output", str(self.runs / name), *options]
+        words += LANGUAGE_PRECISION if name == "generation" or pipeline.startswith(("lm_", "mllm_")) else ()
         if self.quick_steps is not None:
             words += ["--train.steps", str(min(QUICK_STEPS[name], self.quick_steps))]
-        self._process(name, words, makes=self.runs / name / "model", recipe=RECIPES / pipeline / "nano.yaml")
+        self._process(name, words, makes=self.runs / name / "model", recipe=RECIPES / pipeline / f"{recipe}.yaml")
 
     def _process(self, name: str, words: list[str], *, makes: Path, recipe: Path | None = None) -> None:
         """Run a command, unless this very one has finished before and so have all commands before it."""

@@ -14,6 +14,8 @@ from tokenflow.evaluation.report import Number, Report, read_metrics
 from tokenflow.evaluation.sections import decoder_section, tokenizer_section
 from tokenflow.evaluation.understanding_section import understanding_section
 
+SEEING = ("language", "align", "names", "corners", "sft")
+"""The stages of seeing, in order."""
 GATES: dict[str, float] = {
     "tokenizer.psnr": 26.0,
     "tokenizer.usage": 0.95,
@@ -107,12 +109,14 @@ def write_report(
     understanding_section(
         report,
         answered,
-        {stage: read_metrics(runs / stage / "metrics.jsonl") for stage in ("language", "align", "sft")},
+        {stage: read_metrics(runs / stage / "metrics.jsonl") for stage in SEEING},
         title="Stages 4 and 5: seeing",
         intro=(
             "A small language model, which has only read about this world, is given the same codes as features: first "
-            "the projector learns what they mean from descriptions (align), then everything learns to answer questions "
-            "(sft). Held-out questions are about colour-shape pairs that no training picture showed."
+            "the projector learns what they mean from descriptions (align), then everything learns to answer "
+            "questions: for colours and shapes first (names), then for the corner that an object is in (corners), "
+            "then of every kind (sft). Held-out questions are about colour-shape pairs that no training picture "
+            "showed."
         ),
         targets=_targets("understanding"),
     )

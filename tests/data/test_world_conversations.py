@@ -1,10 +1,11 @@
 import json
+from collections import defaultdict
 
 import pytest
 
 from tokenflow.data.conversation_files import ConversationFile
 from tokenflow.data.questions import questions
-from tokenflow.data.shapes import HELD_OUT_PAIRS, SceneSampler
+from tokenflow.data.shapes import HELD_OUT_PAIRS, SceneSampler, corner
 from tokenflow.data.world_conversations import DESCRIBE, WORLD_FILES, description, write_conversations
 
 
@@ -26,7 +27,7 @@ def test_the_same_arguments_give_the_same_bytes(tmp_path):
 def test_every_file_has_a_usable_conversation_about_every_scene(tmp_path):
     for kind, path in write_conversations(tmp_path, num_scenes=30, seed=0).items():
         file = ConversationFile(path)
-        assert (file.size, file.unusable) == (30, 0)
+        assert file.unusable == 0 and (file.size == 30 or kind in ("corners", "relations"))
         assert set(file.images.tolist()) == ({0} if kind in ("text", "corpus") else {1})
 
 
@@ -71,6 +72,39 @@ def test_names_ask_for_the_shape_of_what_is_alone_and_for_both_words_of_what_is_
         assert (question, answer) in known
         asked.add((sampler[index].kind in ("single", "group"), kind))
     assert asked == {(True, "shape"), (False, "shape"), (False, "colour")}
+
+
+def asked_about_scenes(path):
+    """{scene: [(question, answer), ...]}"""
+    asked = defaultdict(list)
+    for line in path.read_text().splitlines():
+        record = json.loads(line)
+        question, answer = (turn["value"] for turn in record["conversations"])
+        index = int(record["image"].removeprefix("train-").removesuffix(".png"))
+        asked[index].append((question.removeprefix("<image>\n"), answer))
+    return asked
+
+
+def test_corners_ask_for_each_of_several_objects_by_a_name_of_its_own(tmp_path):
+    asked = asked_about_scenes(write_conversations(tmp_path, num_scenes=200, seed=0)["corners"])
+    sampler = SceneSampler(0, "train")
+    for index, pairs in asked.items():
+        scene = sampler[index]
+        assert scene.kind in ("pair", "triple") and len(pairs) <= len(scene.objects)
+        for question, answer in pairs:
+            name = question.removeprefix("where is the ").removesuffix("?").removesuffix(" object").split()
+            (found,) = [item for item in scene.objects if {*name} <= {item.colour, item.shape}]
+            assert answer == corner(found)
+    assert len(asked) > 50
+
+
+def test_relations_ask_one_question_about_every_pair(tmp_path):
+    asked = asked_about_scenes(write_conversations(tmp_path, num_scenes=200, seed=0)["relations"])
+    sampler = SceneSampler(0, "train")
+    assert set(asked) == {index for index in range(200) if sampler[index].kind == "pair"}
+    for index, pairs in asked.items():
+        known = {(item.question, item.answer) for item in questions(sampler[index]) if item.kind == "where"}
+        assert len(pairs) == 1 and set(pairs) <= known
 
 
 def test_training_text_names_no_held_out_pair(tmp_path):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from tokenflow.data.captions import plural
-from tokenflow.data.shapes import COLOURS, HELD_OUT_PAIRS, SHAPES, Scene, SceneSampler, Split, relation
+from tokenflow.data.shapes import COLOURS, HELD_OUT_PAIRS, SHAPES, Scene, SceneSampler, Split, corner, relation
 
 QuestionKind = Literal["colour", "shape", "count", "where", "exists"]
 QUESTION_KINDS: tuple[QuestionKind, ...] = get_args(QuestionKind)
@@ -86,9 +86,9 @@ def _counts(scene: Scene) -> list[Question]:
 def _places(scene: Scene) -> list[Question]:
     if scene.kind == "single":
         item = scene.objects[0]
-        if min(abs(item.x - 0.5), abs(item.y - 0.5)) < 0.08:
+        place = corner(item)
+        if place is None:
             return []
-        place = f"{'top' if item.y < 0.5 else 'bottom'} {'left' if item.x < 0.5 else 'right'}"
         held_out = (item.colour, item.shape) in HELD_OUT_PAIRS
         return [Question(question=f"where is the {item.shape}?", answer=place, kind="where", held_out=held_out)]
     if scene.kind != "pair":

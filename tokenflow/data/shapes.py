@@ -43,6 +43,7 @@ _BACKGROUNDS = (0.1, 0.2, 0.8, 0.9)
 _LIGHTS = (0.9, 1.0)
 _BORDER = 0.035
 _RELATION_MARGIN = 0.12
+_CORNER_MARGIN = 0.08
 _CANVAS = 256
 
 
@@ -137,6 +138,13 @@ def relation(first: SceneObject, second: SceneObject) -> str | None:
     if abs(dy) >= abs(dx) + _RELATION_MARGIN:
         return "above" if dy < 0 else "below"
     return None
+
+
+def corner(item: SceneObject) -> str | None:
+    """The quarter of the picture that holds an object's middle, as in "top left"; None when it is not clear-cut."""
+    if min(abs(item.x - 0.5), abs(item.y - 0.5)) < _CORNER_MARGIN:
+        return None
+    return f"{'top' if item.y < 0.5 else 'bottom'} {'left' if item.x < 0.5 else 'right'}"
 
 
 class SceneSampler:

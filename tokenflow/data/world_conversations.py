@@ -17,18 +17,21 @@ from tokenflow.data.conversations import IMAGE_MARK
 from tokenflow.data.files import replacing, write_json
 from tokenflow.data.questions import Question, questions
 from tokenflow.data.shape_shards import scene_key
-from tokenflow.data.shapes import Scene, SceneSampler, Split, relation
+from tokenflow.data.shapes import Scene, SceneObject, SceneSampler, Split, corner, relation
 
-WorldFile = Literal["captions", "names", "questions", "text", "corpus"]
+WorldFile = Literal["captions", "names", "corners", "relations", "questions", "text", "corpus"]
 WORLD_FILES: dict[WorldFile, str] = {
     "captions": "captions.jsonl",
     "names": "names.jsonl",
+    "corners": "corners.jsonl",
+    "relations": "relations.jsonl",
     "questions": "questions.jsonl",
     "text": "text.jsonl",
     "corpus": "corpus.txt",
 }
-"""Pictures with descriptions; with one question for a shape or a colour; with questions of every kind; descriptions
-with questions; the last as plain lines."""
+"""Pictures with descriptions; with one question for a shape or a colour; for the corner that one of several objects is
+in; for where one of two lies from the other; with questions of every kind; descriptions with questions; the last as
+plain lines."""
 MANIFEST = "conversations.json"
 _VERSION = 3
 DESCRIBE = ("describe the picture.", "what is in the picture?", "what do you see?")
@@ -65,7 +68,8 @@ def write_conversations(
 
     Args:
         directory: Where the files of WORLD_FILES go; made if need be.
-        num_scenes: Scenes; every file has one conversation about each.
+        num_scenes: Scenes; every file has one conversation about each, but for `corners` (one about each object of a
+            pair or triple) and `relations` (one about each pair).
         seed: Of the scenes: that of the shards whose pictures are to be used.
         split: Of the scenes.
         files: Which to write.
@@ -107,10 +111,12 @@ def write_lessons(directory: str | Path, *, num_scenes: int, seed: int) -> dict[
     Returns:
         `text` and `rare_text`, conversations without pictures, the second about the pairs that no training picture
         shows (people have read of more than they have seen); `captions`; `names`, the one thing that every other answer
-        needs; `questions`, few a conversation, since later ones can be answered from earlier ones.
+        needs; `corners` and `relations`, of which the second is hardly learned without the first: it takes two
+        objects found by their names at once; `questions`, few a conversation, since later ones can be answered from
+        earlier ones.
     """
     found: dict[str, Path] = {}
-    turns: dict[WorldFile, int] = {"text": 6, "captions": 1, "names": 1, "questions": 4}
+    turns: dict[WorldFile, int] = {"text": 6, "captions": 1, "names": 1, "corners": 1, "relations": 1, "questions": 4}
     for kind, most in turns.items():
         found |= write_conversations(directory, num_scenes=num_scenes, seed=seed, files=(kind,), turns=most)
     rare = write_conversations(
@@ -145,24 +151,59 @@ def _lines(kind: WorldFile, *, num_scenes: int, seed: int, split: Split, turns: 
     for index in range(num_scenes):
         scene = sampler[index]
         rng = random.Random(f"{scene.phrasing}/{kind}/{index}")
+        key = scene_key(split, index)
+        if kind in ("corners", "relations"):
+            asked = _corners_asked(scene, rng) if kind == "corners" else _relation_asked(scene, rng)
+            yield from (_about_picture([pair], key=key, id=f"{kind}-{key}-{n}") for n, pair in enumerate(asked))
+            continue
         pairs = [(item.question, item.answer) for item in _drawn(questions(scene), rng)[:turns]]
         told = description(scene, variant=rng.randrange(8))
         if kind == "corpus":
             yield " ".join([f"{told}.", *(f"{question} {answer}." for question, answer in pairs)])
             continue
-        key = scene_key(split, index)
-        record: dict[str, Any] = {"id": f"{kind}-{key}"}
         if kind == "text":
             # telling again in other words is what alignment asks of the language model
             retold = (rng.choice(DESCRIBE), description(scene, variant=rng.randrange(8)))
             pairs = [retold, *pairs[: turns - 1]] if rng.random() < 0.5 else pairs
-            record["conversations"] = _turns(pairs, opening=f"{told}. ")
-        else:
-            record["image"] = f"{key}.png"
-            if kind != "questions":
-                pairs = [(rng.choice(DESCRIBE), told)] if kind == "captions" else [_name_asked(scene, rng)]
-            record["conversations"] = _turns(pairs, opening=f"{IMAGE_MARK}\n")
-        yield json.dumps(record, separators=(",", ":"))
+            yield _line({"id": f"{kind}-{key}", "conversations": _turns(pairs, opening=f"{told}. ")})
+            continue
+        if kind != "questions":
+            pairs = [(rng.choice(DESCRIBE), told)] if kind == "captions" else [_name_asked(scene, rng)]
+        yield _about_picture(pairs, key=key, id=f"{kind}-{key}")
+
+
+def _about_picture(pairs: list[tuple[str, str]], *, key: str, id: str) -> str:
+    return _line({"id": id, "image": f"{key}.png", "conversations": _turns(pairs, opening=f"{IMAGE_MARK}\n")})
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, separators=(",", ":"))
+
+
+def _relation_asked(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
+    """Where one object of a pair lies from the other, either way round; nothing in other scenes."""
+    if scene.kind != "pair":
+        return []
+    known = [(item.question, item.answer) for item in questions(scene) if item.kind == "where"]
+    return rng.sample(known, min(1, len(known)))
+
+
+def _corners_asked(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
+    """In which corner each of several objects is, by a name that no other has; those without either are left out."""
+    if scene.kind not in ("pair", "triple"):
+        return []
+    borne = Counter(name for item in scene.objects for name in _names(item))
+    found = []
+    for item in scene.objects:
+        unique = [name for name in _names(item) if borne[name] == 1]
+        place = corner(item)
+        if unique and place:
+            found.append((f"where is the {rng.choice(unique)}?", place))
+    return found
+
+
+def _names(item: SceneObject) -> tuple[str, str, str]:
+    return item.shape, f"{item.colour} object", f"{item.colour} {item.shape}"
 
 
 def _name_asked(scene: Scene, rng: random.Random) -> tuple[str, str]:
