@@ -219,8 +219,14 @@ class Demo:
         if code == EXIT_STOPPED:
             raise StageStopped(name)
         if code:
-            raise SystemExit(f"error: the stage {name!r} ended with exit code {code}; its messages are above")
+            raise SystemExit(
+                f"error: the stage {name!r} ended with exit code {code}; its messages are above. Where they speak of "
+                f"another recipe or other settings, as after an update: remove {self._run_of(makes)} to make it anew"
+            )
         self.finished.add(makes, asked)
+
+    def _run_of(self, made: Path) -> Path:
+        return self.runs / made.relative_to(self.runs).parts[0]
 
     def _evaluate(self, run: str, *folders: str, scenes: bool) -> EvaluationResult:
         result = evaluate(
