@@ -7,7 +7,9 @@ import pytest
 
 from tests.train.launching import run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+STAGES = 11
+"""The trainings of `pipelines.demo`, and the codes."""
 
 
 class Page(HTMLParser):
@@ -44,10 +46,10 @@ def test_the_quick_demo_makes_one_self_contained_page_and_the_numbers(tmp_path):
     assert page.fetched == []
     assert (tmp_path / "demo" / "quick" / "mlflow.db").is_file()
     finished = json.loads((tmp_path / "demo" / "quick" / "finished.json").read_text())
-    assert len(finished) == 1 + 9 and finished["world"]["kind"] == "shapes"
+    assert len(finished) == 1 + STAGES and finished["world"]["kind"] == "shapes"
 
     # The same command again trains nothing (what it does where an output is gone: test_finished_stages.py).
     output = run("--quick", 60, "--output", tmp_path / "demo", module="pipelines.demo", timeout=900)
-    assert output.count("finished before: ") == 9
+    assert output.count("finished before: ") == STAGES
     again = json.loads((tmp_path / "demo" / "metrics.json").read_text())
     assert again["tokenizer.psnr"] == pytest.approx(metrics["tokenizer.psnr"])
