@@ -24,7 +24,7 @@ from tokenflow.understanding.pretrained import load_tower, save_tower
 QUESTIONS = ["what colour is the star?", "how many squares are there?", "Is there a white circle in it?"]
 
 
-def make(words, template, tower=None, **fields) -> ImageToText:
+def make(words, template, tower=None, max_positions=512, **fields) -> ImageToText:
     """Random weights strong enough that pictures and questions change answers."""
     torch.manual_seed(0)
     tower = TokenFlowTokenizer(tokenizer_preset("tokenflow-nano")).eval() if tower is None else tower
@@ -36,7 +36,7 @@ def make(words, template, tower=None, **fields) -> ImageToText:
         kv_heads=2,
         head_width=8,
         mlp_width=48,
-        max_positions=512,
+        max_positions=max_positions,
         qkv_bias=template == "qwen_2_5",
     )
     config = backbone_config(language, tower.config, template=template, system="", **{"max_length": 400} | fields)
@@ -82,6 +82,11 @@ def naive_answer(model, images, question, *, limit):
         answer.append(token)
         tokens = type(tokens)([*tokens.ids, token], [*tokens.labels, -100])
     return model.text_tokenizer.decode(answer).strip()
+
+
+def test_a_small_model_answers_without_being_told_how_long(folders):
+    small = make(llama_words(folders[llama_words]), "vicuna_v1", max_positions=256, max_length=256)
+    assert len(small.answer([Image.new("RGB", (40, 40), "red")], QUESTIONS[:1])) == 1
 
 
 @pytest.mark.parametrize("which", ["model", "qwen"])

@@ -153,12 +153,14 @@ class ImageToText(OnTheHub):
             questions: Texts; images come first unless the text holds `<image>` for each of them.
             batch_size: Questions at a time.
             first_question: Number of the first question, for draws that do not depend on how questions are dealt out.
-            **decoding: Fields of `Decoding`: max_new_tokens, temperature, top_p, seed.
+            **decoding: Fields of `Decoding`: max_new_tokens (by default half of the model's positions at most),
+                temperature, top_p, seed.
 
         Raises:
             ValueError: Lists of different length, an empty question, a picture that is none, a prompt that is too long.
         """
-        options = Decoding(**decoding)
+        half = self.model.config.language.max_positions // 2
+        options = Decoding(**{"max_new_tokens": min(Decoding().max_new_tokens, half)} | decoding)
         asked = self._asked(images, questions)
         answers = [""] * len(asked)
         limit = self.model.config.language.max_positions - options.max_new_tokens
