@@ -181,7 +181,7 @@ def _further(report: Report, runs: Path, metrics: Mapping[str, Any]) -> None:
         f"mlflow ui --backend-store-uri sqlite:///{runs}/mlflow.db\n"
         f"tokenflow reconstruct YOUR.png --tokenizer {runs}/decoder/model\n"
         f'tokenflow generate "a red circle left of a blue square" --model {runs}/generation/model\n'
-        f'tokenflow chat YOUR.png "what is in the picture?" --model {runs}/sft/model\n'
+        f'tokenflow chat YOUR.png "what colour is the circle?" --model {runs}/sft/model\n'
         "tokenflow doctor"
     )
     rows = [[name.removeprefix("minutes."), value] for name, value in metrics.items() if name.startswith("minutes.")]
