@@ -108,14 +108,14 @@ class LocalCaptioner:
 
     @torch.inference_mode()
     def _generate(self, shown: list[Shown]) -> list[CaptionAnswer]:
+        from transformers import StoppingCriteriaList
+
         inputs = self.processor(
             text=[self._chat(request.prompt) for request, _ in shown],
             images=[image for _, image in shown],
             padding=True,
             return_tensors="pt",
         ).to(self.model.device)
-        from transformers import StoppingCriteriaList
-
         sequences = self.model.generate(
             **inputs,
             max_new_tokens=self.config.max_tokens,
