@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from pipelines.demo import EVALUATION_SCENES, IMAGE_SIZE, LANGUAGE_PRECISION, PROCESSES, TRAINING_SCENES, mixture
+from pipelines.demo import EVALUATION_SCENES, IMAGE_SIZE, PROCESSES, TRAINING_SCENES, mixture
 from pipelines.stages import StageStopped, ending_together, run_stage
 from tokenflow.config import read_json, run_command
 from tokenflow.data import write_shapes
@@ -155,7 +155,7 @@ class Ablation:
         folder, sight = self._folder(variant, seed), SIGHTS[variant]
         common = ["--tokenizer", str(self.towers[sight.tower]), "--model.features", sight.features]
         # features of all scales lie on no grid; the rows are to differ in features alone
-        common += ["--model.coordinates", "0", "--model.neighbourhood", "1"]
+        common += ["--model.coordinates", "0", "--model.neighbourhood", "1", "--model.rotary", "sequence"]
         common += ["--data.images", str(self.data / "train"), "--train.seed", str(seed), "--tracking.mlflow", "false"]
         if self._complete(folder / "tuning"):
             return
@@ -180,7 +180,6 @@ class Ablation:
         if self._complete(folder):
             return
         words = ["-m", f"pipelines.{pipeline}", "--recipe", recipe, "--output", str(folder), *options]
-        words += LANGUAGE_PRECISION if pipeline in ("lm_pretrain", "mllm_align", "mllm_sft") else ()
         words += ["--train.steps", str(QUICK_STEPS)] if self.quick else []
         print(f"\n$ python {shlex.join(words)}", flush=True)
         began = time.monotonic()
@@ -239,7 +238,7 @@ def _protocol(seeds: dict[Variant, tuple[int, ...]]) -> dict[str, str]:
         "branch; its perceptual loss is nano's, squared distance of the teacher's maps",
         "semantic-only": "a tokenizer trained separately: nano's semantic branch (16 channels) and semantic decoder, "
         "no pixel branch",
-        "codes": "256 entries, scales 1, 2, 4, 8 in all three tokenizers, so an image is as many bits",
+        "codes": "1,024 entries, scales 1, 2, 4, 8 in all three tokenizers, so an image is as many bits",
     }
 
 

@@ -55,8 +55,8 @@ QUICK_STEPS = {
 PHOTOGRAPH_STEPS = 300
 # Two processes of one thread compute more than one process of two threads on matrices this small.
 PROCESSES = min(2, os.cpu_count() or 1)
-# Language models train in bf16 where the processor has it, half as fast again; a tokenizer's convolutions gain nothing.
-LANGUAGE_PRECISION = ("--train.precision", "bf16_autocast" if has_fast_bf16() else "fp32")
+# The generator trains in bf16 where the processor has it, half as fast again; convolutions and smaller models gain nothing.
+PAINTING_PRECISION = ("--train.precision", "bf16_autocast" if has_fast_bf16() else "fp32")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -184,7 +184,7 @@ class Demo:
         data = mixture(self.lessons, corners=0.8, questions=0.2)
         self._stage("corners", "mllm_sft", [*data, *sees, *begin], recipe="nano-corners", processes=PROCESSES)
         begin = ["--continue_from", str(self.runs / "corners" / "model")]
-        data = mixture(self.lessons, questions=0.45, relations=0.3, corners=0.15, rare_text=0.1)
+        data = mixture(self.lessons, questions=0.4, relations=0.2, corners=0.1, rare_text=0.3)
         self._stage("sft", "mllm_sft", [*data, *sees, *begin], processes=PROCESSES)
 
     def _questions(self) -> UnderstandingEvaluationRecipe:
@@ -202,7 +202,7 @@ class Demo:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         words = [*(launcher if processes > 1 else []), "-m", f"pipelines.{pipeline}"]
         words += ["--recipe", recipe, "--output", str(self.runs / name), *options]
-        words += LANGUAGE_PRECISION if name == "generation" or pipeline.startswith(("lm_", "mllm_")) else ()
+        words += PAINTING_PRECISION if name == "generation" else ()
         if self.quick_steps is not None:
             words += ["--train.steps", str(min(QUICK_STEPS[name], self.quick_steps))]
         self._process(name, words, makes=self.runs / name / "model", recipe=RECIPES / pipeline / f"{recipe}.yaml")

@@ -90,7 +90,7 @@ def test_top_k_and_top_p_and_a_negative_prompt_are_taken(model, tmp_path):
         ([PROMPT, "--guidance_scale", "-1"], "guidance_scale is -1.0; expected 0"),
         ([PROMPT, "--guidance_scale", "nan"], "guidance_scale is nan; expected 0"),
         ([PROMPT, "--top_k", "0", "--top_p", "1"], "top_k is (0,); expected whole numbers from 1"),
-        ([PROMPT, "--top_k", "300", "--top_p", "1"], "the codebook has 256 codes"),
+        ([PROMPT, "--top_k", "2000", "--top_p", "1"], "the codebook has 1024 codes"),
         ([PROMPT, "--top_k", "5,1", "--top_p", "1"], "one of each for every step"),
         ([PROMPT, "--top_k", "5", "--top_p", "1.5"], "top_p is (1.5,); expected 0 to 1"),
         ([PROMPT, "--top_k", "5"], "give both, or --steps alone"),
@@ -126,7 +126,7 @@ def test_another_tokenizer_is_refused_and_both_are_named(model, tmp_path, capsys
     TokenFlowTokenizer(config).save_pretrained(tmp_path / "other")
     assert generate(PROMPT, "--tokenizer", tmp_path / "other", model=model) == 2
     complaint = capsys.readouterr().err
-    assert "codebook_size 256" in complaint and "128" in complaint and str(tmp_path / "other") in complaint
+    assert "codebook_size 1024" in complaint and "128" in complaint and str(tmp_path / "other") in complaint
 
 
 def test_a_folder_that_is_no_text_to_image_model_is_named(tmp_path, capsys):

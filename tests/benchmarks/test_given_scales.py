@@ -34,5 +34,5 @@ def test_a_row_a_number_of_scales_and_the_cost_of_the_next_one(tmp_path):
     for row, codes in zip(rows, (1, 4, 16, 64), strict=True):
         assert all(0 <= row[kind] <= 1 for kind in (*PROMPT_KINDS, "all"))
         assert row["all"] == pytest.approx(sum(row[kind] for kind in PROMPT_KINDS) / 6, abs=1e-3)
-        # Random weights: about the logarithm of 256 codes each.
-        assert row["side"] / codes == pytest.approx(5.5, abs=1.5)
+        # Random weights: about the logarithm of 1024 codes each.
+        assert row["side"] / codes == pytest.approx(6.9, abs=1.5)

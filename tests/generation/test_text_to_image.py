@@ -85,7 +85,7 @@ def test_previews_are_the_first_scales(model):
         (["a"], {"stop_after_scale": 5}, "expected 1 to 4"),
         (["a"], {"guidance_scale": -1.0}, "guidance_scale is -1.0"),
         (["a"], {"top_k": (5,)}, "pass both"),
-        (["a"], {"top_k": (500,), "top_p": (1.0,)}, "has 256 codes"),
+        (["a"], {"top_k": (2000,), "top_p": (1.0,)}, "has 1024 codes"),
         (["a"], {"guidance": (1.0, 2.0)}, "one for each of 4 scales"),
     ],
 )
@@ -157,7 +157,7 @@ def test_a_save_that_was_killed_between_the_parts_is_refused(model, tmp_path, mo
 
 def test_a_mismatched_tokenizer_names_both(model):
     config = dataclasses.replace(tokenizer_preset("tokenflow-nano"), codebook_size=128)
-    with pytest.raises(ValueError, match=r"expects codebook_size 256 and the image tokenizer as given has 128"):
+    with pytest.raises(ValueError, match=r"expects codebook_size 1024 and the image tokenizer as given has 128"):
         TextToImage(model.generator, tokenizer=TokenFlowTokenizer(config), text_tokenizer=model.text_tokenizer)
 
 

@@ -50,6 +50,14 @@ def test_pairs_are_turned_by_position_times_frequency():
     )
 
 
+def test_axes_take_turns_over_the_frequencies():
+    rows, columns = torch.tensor([[3, 5]]), torch.tensor([[7, 2]])
+    together, by_row, by_column = tables(torch.stack([rows, columns], -1)), tables(rows), tables(columns)
+    for found, row, column in zip(together, by_row, by_column, strict=True):
+        assert torch.equal(found[..., 0::2], row[..., 0::2]) and torch.equal(found[..., 1::2], column[..., 1::2])
+    assert torch.equal(tables(torch.stack([rows, rows], -1))[0], by_row[0])
+
+
 def test_products_depend_on_distances_alone():
     query, key = torch.randn(1, 1, 1, WIDTH), torch.randn(1, 1, 1, WIDTH)
 

@@ -116,7 +116,7 @@ def test_a_sharded_language_model_starts_and_trains_like_a_whole_one(world, bare
     ):
         given = generator_options(world, barely_trained, tmp_path / name, steps=3)
         full = ("--model.preset", "llama2-7b", "--model.loss_over", "vocabulary", "--model.text_length", 24)
-        sizes = ("--model.overrides.scales", "[1,2,4,8]", "--model.overrides.codebook_size", 256)
+        sizes = ("--model.overrides.scales", "[1,2,4,8]", "--model.overrides.codebook_size", 1024)
         checkpoint = ("--model.overrides.code_width", 24, "--language", language_model)
         run(*given, *full, *sizes, *checkpoint, *options, *QUIET, world_size=world_size, module=GENERATOR)
         runs.append(tmp_path / name)

@@ -171,7 +171,7 @@ def test_evaluations_crop_centrally_and_flip_nothing(world):
     ("changes", "message"),
     [
         ({"tokenizer": "nowhere"}, "nowhere"),
-        ({"model": SimpleNamespace(overrides={"codebook_size": 64})}, r"codebook_size 64 and the image .* has 256"),
+        ({"model": SimpleNamespace(overrides={"codebook_size": 64})}, r"codebook_size 64 and the image .* has 1024"),
         (
             {"model": SimpleNamespace(overrides={"scales": (1, 2, 4)}), "scale_weights": ()},
             r"scales \(1, 2, 4\) and the image .* 8\)",

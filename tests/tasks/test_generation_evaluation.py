@@ -186,7 +186,7 @@ def test_dpg_writes_two_by_two_and_names_its_own_evaluator(model, tmp_path):
 def test_a_tokenizer_of_another_size_is_refused_with_both_values(model, tmp_path):
     other = TokenFlowTokenizer(dataclasses.replace(preset("tokenflow-nano"), codebook_size=128))
     other.save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match=r"codebook_size 256 .*other.* has 128"):
+    with pytest.raises(ValueError, match=r"codebook_size 1024 .*other.* has 128"):
         evaluate(shapes(model, tokenizer=str(tmp_path / "other")))
 
 

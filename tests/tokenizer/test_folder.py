@@ -229,7 +229,7 @@ def test_weights_of_another_configuration_are_named(tokenizer, tmp_path):
     state = dict(tokenizer.state_dict())
     name = "quantizer.quantizer.codebook_0"
     save_file(state | {name: torch.zeros(3, 16)}, tmp_path / WEIGHTS_FILE)
-    with pytest.raises(ValueError, match=r"codebook_0 has shape \(3, 16\).*says \(256, 16\)"):
+    with pytest.raises(ValueError, match=r"codebook_0 has shape \(3, 16\).*says \(1024, 16\)"):
         TokenFlowTokenizer.from_pretrained(tmp_path)
     del state[name]
     save_file(state | {"more": torch.zeros(1)}, tmp_path / WEIGHTS_FILE)
@@ -270,7 +270,7 @@ def test_the_model_card_says_what_it_is_and_how_to_load_it(tmp_path):
     card = (model.save_pretrained(tmp_path, metrics={"PSNR": 21.34567}) / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: tokenflow\n")
     count = sum(parameter.numel() for parameter in model.parameters())
-    for fact in ("tokenflow-nano", "32 x 32 pixels", "85, scales 1, 2, 4, 8", "256 entries", f"{count:,}"):
+    for fact in ("tokenflow-nano", "32 x 32 pixels", "85, scales 1, 2, 4, 8", "1,024 entries", f"{count:,}"):
         assert fact in card
     for fact in ("runs/teacher", "from_pretrained", "arxiv.org/abs/2412.03069", "Apache", "| PSNR | 21.346 |"):
         assert fact in card

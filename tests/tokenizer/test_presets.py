@@ -92,7 +92,7 @@ def test_overrides_replace_fields():
     config = preset("tokenflow-nano", codebook_size=64, pretrained="runs/teacher")
     assert config.codebook_size == 64
     assert [branch.encoder.pretrained for branch in config.branches] == ["runs/teacher", None]
-    assert PRESETS["tokenflow-nano"].codebook_size == 256
+    assert PRESETS["tokenflow-nano"].codebook_size == 1024
     assert teacher_preset("nano", pretrained="runs/teacher").pretrained == "runs/teacher"
 
 

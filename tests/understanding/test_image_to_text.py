@@ -63,6 +63,11 @@ def qwen(folders):
     return make(qwen_words(folders[qwen_words]), "qwen_2_5")
 
 
+@pytest.fixture(scope="module")
+def grid(folders):
+    return make(llama_words(folders[llama_words]), "vicuna_v1", rotary="grid")
+
+
 def pictures(count=3):
     generator = torch.Generator().manual_seed(1)
     return list(torch.rand(count, 3, 32, 32, generator=generator) * 2 - 1)
@@ -89,7 +94,7 @@ def test_a_small_model_answers_without_being_told_how_long(folders):
     assert len(small.answer([Image.new("RGB", (40, 40), "red")], QUESTIONS[:1])) == 1
 
 
-@pytest.mark.parametrize("which", ["model", "qwen"])
+@pytest.mark.parametrize("which", ["model", "qwen", "grid"])
 @torch.no_grad()
 def test_greedy_answers_with_the_cache_equal_those_without(request, which):
     model = request.getfixturevalue(which)
@@ -142,7 +147,7 @@ def test_scores_are_log_probabilities_of_answer_and_end(model):
     assert not greedy and other != score
 
 
-@pytest.mark.parametrize("which", ["model", "qwen"])
+@pytest.mark.parametrize("which", ["model", "qwen", "grid"])
 @torch.no_grad()
 def test_every_turn_of_a_chat_equals_the_whole_conversation_computed_anew(request, which):
     model = request.getfixturevalue(which)
@@ -299,10 +304,11 @@ def test_an_authors_folder_without_a_tokenizer_needs_one_and_missing_keys_are_na
     ("change", "message"),
     [
         ({"aspect": "crop"}, "aspect 'crop'"),
-        ({"coordinates": 2}, "s 2;"),
+        ({"coordinates": 2}, "coordinates 2 "),
         ({"merge": 2}, "merge 2,"),
         ({"neighbourhood": 3}, "neighbourhood 3,"),
-        ({"whiten": True}, "whiten True "),
+        ({"whiten": True}, "whiten True,"),
+        ({"rotary": "grid"}, "rotary 'grid';"),
     ],
 )
 def test_what_the_authors_layout_cannot_hold_is_refused(model, tmp_path, change, message):

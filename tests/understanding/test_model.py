@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
@@ -39,24 +40,30 @@ def make(samples, **options):
 
 def naive_losses(model, tokens, images):
     """One conversation by itself: embeddings put together by hand, logits everywhere, shifted cross-entropy."""
-    rows, labels = [], []
+    rows, labels, places = [], [], []
     images = iter(images)
     for token, label in zip(*tokens, strict=True):
         if token == IMAGE_TOKEN:
             rows.append(model.projector(next(images)))
+            first, side = len(labels), math.isqrt(IMAGE_TOKENS)
+            places += [(first + row, first + column) for row in range(side) for column in range(side)]
             labels += [IGNORE] * IMAGE_TOKENS
         else:
+            places.append((len(labels), len(labels)))
             rows.append(model.language.embed_tokens(torch.tensor([token])))
             labels.append(label)
     embeddings = torch.cat(rows)[None]
-    hidden = model.language(embeddings, layout=AttentionLayout.causal(1, len(labels)))
+    positions = torch.tensor([places]) if model.config.rotary == "grid" else None
+    hidden = model.language(embeddings, layout=AttentionLayout.causal(1, len(labels)), positions=positions)
     logits = hidden[0] @ model.head.weight.T
     losses = F.cross_entropy(logits[:-1], torch.tensor(labels[1:]), ignore_index=IGNORE, reduction="none")
     return losses[torch.tensor(labels[1:]) != IGNORE]
 
 
+@pytest.mark.parametrize("rotary", ["sequence", "grid"])
 @pytest.mark.parametrize("packing", ["none", "rows"])
-def test_loss_and_gradients_equal_each_conversation_by_itself(model, packing):
+def test_loss_and_gradients_equal_each_conversation_by_itself(packing, rotary):
+    model = build(tiny_config(rotary=rotary))
     samples, images = conversations(), features(4)
     batch = make(samples, packing=packing, max_length=32)
     found = model(batch, images)
@@ -315,6 +322,18 @@ def test_merged_features_have_merged_neighbours():
     read = model._what_is_read(images)
     assert read.shape == (2, 9, config.projector_width)
     torch.testing.assert_close(read, surrounded(merged(images, 2), 3))
+
+
+def test_a_grid_of_positions_changes_what_images_say_and_text_alone_not():
+    samples, images = conversations(), features(4)
+    sequence, grid = (build(tiny_config(rotary=rotary)) for rotary in ("sequence", "grid"))
+    grid.load_state_dict(sequence.state_dict())
+    text = make([sample for sample in samples if not sample.num_images])
+    assert torch.equal(grid(text).loss, sequence(text).loss)
+    batch = make(samples)
+    assert not torch.allclose(grid(batch, images).loss, sequence(batch, images).loss)
+    with pytest.raises(ValueError, match="rotary is 'grid' and an image takes 5 positions"):
+        tiny_config(rotary="grid", image_tokens=5)
 
 
 def test_coordinates_need_a_square_grid():

@@ -60,7 +60,7 @@ def nano(*, text_vocabulary: int = 256) -> GeneratorConfig:
             embedding_deviation=1.0,
         ),
         scales=(1, 2, 4, 8),
-        codebook_size=256,
+        codebook_size=1024,
         code_width=24,
         text_length=24,
         pad_token=text_vocabulary,

@@ -167,7 +167,7 @@ class CausalTransformer(nn.Module):
         embeddings: Float[Tensor, "B L W"],
         *,
         layout: AttentionLayout,
-        positions: Int[Tensor, "B L"] | None = None,
+        positions: Int[Tensor, "B L *axes"] | None = None,
         wanted: Int[Tensor, "n"] | None = None,
     ) -> Float[Tensor, "B L W"] | Float[Tensor, "n W"]:
         """Hidden states of whole rows, or of the positions that are wanted.
@@ -175,7 +175,8 @@ class CausalTransformer(nn.Module):
         Args:
             embeddings: Inputs of every position; those of padding must be finite.
             layout: Which positions see which.
-            positions: For the rotation; by default 0, 1, 2, ... from the start of each row, padding counted.
+            positions: For the rotation, of one axis or several; by default 0, 1, 2, ... from the start of each row,
+                padding counted.
             wanted: Positions of the flattened rows; the last layer then transforms no others.
         """
         if positions is None:
@@ -198,7 +199,7 @@ class CausalTransformer(nn.Module):
         *,
         lengths: Sequence[int],
         cache: KeyValueCache,
-        positions: Int[Tensor, "B T"] | None = None,
+        positions: Int[Tensor, "B T *axes"] | None = None,
     ) -> Float[Tensor, "B T W"]:
         """Put causal text into an empty cache and return its hidden states.
 
@@ -225,7 +226,7 @@ class CausalTransformer(nn.Module):
         embeddings: Float[Tensor, "B n W"],
         *,
         cache: KeyValueCache,
-        positions: Int[Tensor, "B n"],
+        positions: Int[Tensor, "B n *axes"],
         keep: Keep = "append",
     ) -> Float[Tensor, "B n W"]:
         """Hidden states of n new positions that see everything in the cache and one another (a scale, or one token).
@@ -262,7 +263,7 @@ class CausalTransformer(nn.Module):
 
     @torch.no_grad()
     def extend(
-        self, embeddings: Float[Tensor, "B n W"], *, cache: KeyValueCache, positions: Int[Tensor, "B n"]
+        self, embeddings: Float[Tensor, "B n W"], *, cache: KeyValueCache, positions: Int[Tensor, "B n *axes"]
     ) -> Float[Tensor, "B n W"]:
         """Append n causal positions to a cache, empty or not: each sees the cache and the new ones up to itself."""
         first, count = cache.length, embeddings.shape[1]

@@ -48,10 +48,17 @@ def inverse_frequencies(
 
 
 def rotary_tables(
-    positions: Int[Tensor, "B L"], frequencies: Float[Tensor, "half"]
+    positions: Int[Tensor, "B L *axes"], frequencies: Float[Tensor, "half"]
 ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
-    """Cosine and sine of every position's angles, fp32, [B, L, D]; the two halves of D are equal."""
-    angles = positions[..., None].float() * frequencies
+    """Cosine and sine of every position's angles, fp32, [B, L, D]; the two halves of D are equal.
+
+    Positions of several axes take turns over the frequencies (Qwen3-VL's interleaved M-RoPE); where all axes of a
+    position are equal, the angles are those of one axis.
+    """
+    if positions.ndim == 2:
+        positions = positions[..., None]
+    axis = torch.arange(len(frequencies), device=positions.device) % positions.shape[-1]
+    angles = positions[..., axis].float() * frequencies
     angles = torch.cat([angles, angles], -1)
     return angles.cos(), angles.sin()
 

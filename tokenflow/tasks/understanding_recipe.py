@@ -13,12 +13,12 @@ from tokenflow.language.config import LanguageConfig
 from tokenflow.train import OptimizerConfig, ScheduleConfig, TrackingConfig, TrainConfig
 from tokenflow.understanding.backbone import backbone_config
 from tokenflow.understanding.batching import Packing
-from tokenflow.understanding.config import Aspect, Features, TemplateName, UnderstandingConfig
+from tokenflow.understanding.config import Aspect, Features, Rotary, TemplateName, UnderstandingConfig
 from tokenflow.understanding.lora import LoraOptions
 from tokenflow.understanding.presets import preset
 
 _CHOSEN = (
-    *("features", "projector", "merge", "neighbourhood", "whiten", "coordinates"),
+    *("features", "projector", "merge", "neighbourhood", "whiten", "coordinates", "rotary"),
     *("template", "system", "aspect", "max_length"),
 )
 
@@ -41,6 +41,8 @@ class UnderstandingChoice:
     """Whether a frozen layer whitens features before it, with the statistics of the first training pictures."""
     coordinates: int | None = None
     """Sines and cosines of its column, and of its row, that the projector reads beside a feature."""
+    rotary: Rotary | None = None
+    """Positions of features for the rotation: one after the other (`sequence`), or rows and columns (`grid`)."""
     template: TemplateName | None = None
     """How a conversation is written."""
     system: str | None = None

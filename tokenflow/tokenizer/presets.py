@@ -146,7 +146,7 @@ def nano(*, image_size: int = 32) -> TokenizerConfig:
     )
     return TokenizerConfig(
         image_size=image_size,
-        codebook_size=256,
+        codebook_size=1024,
         scales=(1, 2, 4, 8),
         branches=(
             BranchConfig(

@@ -95,7 +95,7 @@ def next_tokens(
         dtype=embeddings.dtype,
     )
     draws = Draws(seed=decoding.seed, numbers=numbers)
-    hidden = model.language.prefill(embeddings, lengths=lengths, cache=cache)
+    hidden = model.language.prefill(embeddings, lengths=lengths, cache=cache, positions=model.rotary_positions(batch))
     positions = torch.tensor(lengths, device=embeddings.device)[:, None]
     last = hidden[torch.arange(rows, device=hidden.device), positions[:, 0] - 1]
     while True:

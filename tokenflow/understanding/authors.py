@@ -119,12 +119,15 @@ def write_authors_folder(
             projector input).
     """
     config = model.config
-    plain = dataclasses.replace(config, merge=1, neighbourhood=1, whiten=False, coordinates=0) == config
+    plain = (
+        dataclasses.replace(config, merge=1, neighbourhood=1, whiten=False, coordinates=0, rotary="sequence") == config
+    )
     if config.features != "last_scale" or config.aspect == "crop" or not plain:
         raise ValueError(
             f"features are {config.features!r}, aspect {config.aspect!r}, merge {config.merge}, neighbourhood "
-            f"{config.neighbourhood}, whiten {config.whiten} and coordinates {config.coordinates}; the authors' code "
-            "has 'last_scale', 'pad' or 'stretch', 1, 1, false and 0 only. Use save_pretrained."
+            f"{config.neighbourhood}, whiten {config.whiten}, coordinates {config.coordinates} and rotary "
+            f"{config.rotary!r}; the authors' code has 'last_scale', 'pad' or 'stretch', 1, 1, false, 0 and 'sequence' "
+            "only. Use save_pretrained."
         )
     description = hf_description(dataclasses.replace(config.language, tie_embeddings=False))
     family = "Qwen" if description["model_type"] == "qwen2" else "Llama"

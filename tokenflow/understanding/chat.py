@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tokenflow.understanding.image_to_text import ImageToText
 
 _BROKEN = "\ufffd"
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class Chat:
@@ -81,7 +83,11 @@ class Chat:
                     break
                 tokens.append(token)
                 text = self._model.text_tokenizer.decode(tokens)
-                if not text.endswith(_BROKEN) and len(text) > len(said):
+                # what single bytes mean is open until their run ends: one bad byte makes all of them unreadable
+                is_open = text.endswith(_BROKEN) or _BYTE.fullmatch(
+                    self._model.text_tokenizer.convert_ids_to_tokens(token)
+                )
+                if not is_open and len(text) > len(said):
                     piece, said = text[len(said) :], text
                     yield piece
                 last = self._append(token)
@@ -112,7 +118,8 @@ class Chat:
         model = self._model.model
         features = torch.cat(self._features) if self._features else None
         embeddings = model.embed_batch(batch, features)[:, same:]
-        hidden = model.language.extend(embeddings, cache=self._cache, positions=batch.positions[:, same:])
+        positions = model.rotary_positions(batch)[:, same:]
+        hidden = model.language.extend(embeddings, cache=self._cache, positions=positions)
         self._known = wanted
         return hidden[:, -1]
 

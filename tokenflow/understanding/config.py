@@ -15,6 +15,7 @@ from tokenflow.tokenizer.teachers import TeacherConfig
 Features = Literal["last_scale", "all_scales", "residuals", "semantic", "teacher"]
 TemplateName = Literal["plain", "vicuna_v1", "qwen_2_5"]
 Aspect = Literal["pad", "crop", "stretch"]
+Rotary = Literal["sequence", "grid"]
 _PROJECTOR = re.compile(r"mlp([1-9]\d*)x_gelu")
 
 
@@ -49,6 +50,10 @@ class UnderstandingConfig:
     coordinates: int = 0
     """How many sines and cosines of its column, and of its row, the projector reads beside a feature. 0 is the paper's:
     a large language model learns places from the order of the features, a small one takes long to."""
+    rotary: Rotary = "sequence"
+    """Positions of an image's features for the rotation: `sequence`, one after the other as they are read, the paper's;
+    or `grid`, each feature's row and column, which take turns over the frequencies (M-RoPE of Qwen2-VL and Qwen3-VL):
+    neighbours on either axis are equally near. Text has the same positions either way."""
     template: TemplateName = "vicuna_v1"
     """How a conversation is written."""
     system: str | None = None
@@ -62,7 +67,12 @@ class UnderstandingConfig:
         for name in ("image_size", "image_tokens", "feature_width", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more.")
-        for name, choices in (("features", Features), ("template", TemplateName), ("aspect", Aspect)):
+        for name, choices in (
+            ("features", Features),
+            ("rotary", Rotary),
+            ("template", TemplateName),
+            ("aspect", Aspect),
+        ):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(choices))}.")
         projector_layers(self.projector)
@@ -78,6 +88,11 @@ class UnderstandingConfig:
             raise ValueError(
                 f"coordinates is {self.coordinates} and an image takes {self.image_tokens} positions "
                 f"({self.features}); expected 0 or more, and 0 where the positions are no square grid. Set it to 0."
+            )
+        if self.rotary == "grid" and not on_grid:
+            raise ValueError(
+                f"rotary is 'grid' and an image takes {self.image_tokens} positions ({self.features}); expected "
+                "'sequence' where the positions are no square grid."
             )
         if self.language.tie_embeddings:
             raise ValueError(

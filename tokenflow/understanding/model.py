@@ -8,6 +8,7 @@ Sequence of one conversation: tokens, and wherever an image goes its features, p
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -81,12 +82,27 @@ class MultimodalModel(nn.Module):
         """
         embedded = self.embed_batch(batch, features)
         # the last layer works for the learned tokens alone: most positions are the image's or the question's
-        hidden = self.language(embedded, layout=batch.layout, positions=batch.positions, wanted=batch.predict_at)
+        positions = self.rotary_positions(batch)
+        hidden = self.language(embedded, layout=batch.layout, positions=positions, wanted=batch.predict_at)
         return learned_loss(self.head, hidden, batch)
 
     def hidden(self, batch: MultimodalBatch, features: Float[Tensor, "I N C"] | None = None) -> Float[Tensor, "B L W"]:
         """Hidden states of every position; `head` makes logits of them."""
-        return self.language(self.embed_batch(batch, features), layout=batch.layout, positions=batch.positions)
+        embedded = self.embed_batch(batch, features)
+        return self.language(embedded, layout=batch.layout, positions=self.rotary_positions(batch))
+
+    def rotary_positions(self, batch: MultimodalBatch) -> Int[Tensor, "B L *axes"]:
+        """For the rotation: each position's place in its conversation, or on a grid (row, column) within images.
+
+        An image that begins at t has (t, t) in its top left corner; text has its place on both axes.
+        """
+        if self.config.rotary == "sequence":
+            return batch.positions
+        side = math.isqrt(self.config.image_tokens)
+        order = batch.image_rows.remainder(self.config.image_tokens)
+        first = batch.positions - order
+        grid = torch.stack([first + order // side, first + order % side], dim=-1)
+        return torch.where((batch.image_rows >= 0)[..., None], grid, batch.positions[..., None])
 
     def embed_batch(
         self, batch: MultimodalBatch, features: Float[Tensor, "I N C"] | None = None
