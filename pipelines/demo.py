@@ -55,7 +55,7 @@ QUICK_STEPS = {
 PHOTOGRAPH_STEPS = 300
 # Two processes of one thread compute more than one process of two threads on matrices this small.
 PROCESSES = min(2, os.cpu_count() or 1)
-# The generator trains in bf16 where the processor has it, half as fast again; convolutions and smaller models gain nothing.
+# The generator trains in bf16 where the processor has it, half as fast again; smaller models gain nothing.
 PAINTING_PRECISION = ("--train.precision", "bf16_autocast" if has_fast_bf16() else "fp32")
 
 
