@@ -102,7 +102,7 @@ def test_a_folder_with_another_tokenizer_is_broken_and_names_both(tmp_path):
     config = dataclasses.replace(preset("tokenflow-nano"), codebook_size=128)
     TokenFlowTokenizer(config).save_pretrained(folder / "image_tokenizer")
     (finding,) = models.model(folder)
-    assert finding.status == "broken" and "256" in finding.detail and "128" in finding.detail
+    assert finding.status == "broken" and "1024" in finding.detail and "128" in finding.detail
 
 
 def test_a_model_too_large_for_the_memory_is_not_tried(folder, scene, monkeypatch):
