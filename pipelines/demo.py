@@ -55,7 +55,7 @@ QUICK_STEPS = {
 PHOTOGRAPH_STEPS = 300
 # Two processes of one thread compute more than one process of two threads on matrices this small.
 PROCESSES = min(2, os.cpu_count() or 1)
-# Language models train in bf16 where the processor has it: half as fast again to paint, no faster and no worse to see.
+# Language models train in bf16 where the processor has it: painting is half as fast again, seeing hardly slower.
 LANGUAGE_PRECISION = ("--train.precision", "bf16_autocast" if has_fast_bf16() else "fp32")
 
 

@@ -123,6 +123,13 @@ def test_a_stopped_alignment_ends_like_the_unbroken_one(align_options, aligned, 
     assert all(torch.equal(value, weights(aligned)[name]) for name, value in weights(tmp_path / "run").items())
 
 
+def test_going_on_with_other_positions_is_told(tune_options, tmp_path):
+    told = "learned with rotary 'grid' and goes on with 'sequence'"
+    short = ("--train.steps", 1)
+    assert told in run(*tune_options(tmp_path / "other"), *short, "--model.rotary", "sequence", module=TUNE)
+    assert "learned with rotary" not in run(*tune_options(tmp_path / "same"), *short, module=TUNE)
+
+
 def test_features_are_whitened_with_pictures_or_not_at_all(align_options, talk, tmp_path):
     def reading(*names):
         options = [*align_options(tmp_path / names[0]), *QUIET]

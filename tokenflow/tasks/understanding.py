@@ -79,12 +79,19 @@ class UnderstandingParts:
         if recipe.continue_from is not None:
             self.folder = find_folder(recipe.continue_from)
             description = read_description(self.folder, key="multimodal")["multimodal"]
-            language = from_dict(UnderstandingConfig, description).language
+            begun = from_dict(UnderstandingConfig, description)
+            language = begun.language
             text_source: str | Path = self.folder / TEXT_FOLDER
         else:
             self.checkpoint = load_hf_language(str(recipe.language))
             language, text_source = self.checkpoint.config, str(recipe.language)
         self.config = recipe.model.config(language, self.tower.config)
+        if recipe.continue_from is not None and begun.rotary != self.config.rotary:
+            # no weight is of another shape, so nothing else would tell
+            logger.warning(
+                "%s learned with rotary %r and goes on with %r: places are learned anew. Or set model.rotary.",
+                *(recipe.continue_from, begun.rotary, self.config.rotary),
+            )
         self.text_tokenizer = load_text_tokenizer(text_source)
         self.reader = ConversationTokenizer(self.text_tokenizer, self.config.template, system=self.config.system)
         for sources in (recipe.data.sources, recipe.evaluation_sources):

@@ -84,9 +84,8 @@ class Chat:
                 tokens.append(token)
                 text = self._model.text_tokenizer.decode(tokens)
                 # what single bytes mean is open until their run ends: one bad byte makes all of them unreadable
-                is_open = text.endswith(_BROKEN) or _BYTE.fullmatch(
-                    self._model.text_tokenizer.convert_ids_to_tokens(token)
-                )
+                name = self._model.text_tokenizer.convert_ids_to_tokens(token)
+                is_open = text.endswith(_BROKEN) or _BYTE.fullmatch(name or "")
                 if not is_open and len(text) > len(said):
                     piece, said = text[len(said) :], text
                     yield piece
