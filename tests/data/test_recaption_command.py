@@ -98,9 +98,11 @@ def test_a_wrong_server_is_refused_with_a_remedy(shards, tmp_path, capsys):
 
 @pytest.fixture(params=[signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
 def number(request):
-    before = signal.getsignal(request.param)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     yield request.param
-    signal.signal(request.param, before)
+    # a stopped command ends with both of them ignored
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_signals_of_slurm_end_it_so_that_it_can_continue(shards, tmp_path, number, capsys):
