@@ -133,7 +133,7 @@ def test_reconstruct_side_by_side_holds_the_original(folder, size, tmp_path):
     ("arguments", "words"),
     [
         (["absent.png"], "absent.png: no such file; expected a picture file"),
-        (["folder"], "folder: a folder; expected a picture file"),
+        (["folder"], "holds no pictures; expected files ending in jpg"),
         (["text.png"], "of no known format. Expected a JPEG, PNG or the like"),
         (["good.png", "--device", "meta"], "expected auto, cpu"),
         (["good.png", "--out", "text.png"], "text.png is a file; expected a folder. Choose another name"),
@@ -160,6 +160,22 @@ def test_reconstruct_leaves_out_what_is_no_picture_and_says_so(folder, tmp_path,
     assert main(["reconstruct", *arguments]) == 1
     assert capsys.readouterr().err.startswith(f"left out: {tmp_path / 'text.png'}: ")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
+
+
+def test_reconstruct_takes_folders_but_not_what_it_wrote_into_them(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "below").mkdir()
+    photograph(tmp_path / "a.png", width=20, height=20)
+    photograph(tmp_path / "below" / "b.JPG", width=20, height=20)
+    (tmp_path / "notes.txt").write_text("no picture")
+    for _ in range(2):
+        assert main(["reconstruct", ".", "--tokenizer", str(folder)]) == 0
+        assert "mean PSNR of 2 pictures" in capsys.readouterr().out
+        assert sorted(path.name for path in (tmp_path / "reconstructions").iterdir()) == ["a.png", "b.png"]
+    # a folder of reconstructions may itself be looked at
+    assert main(["reconstruct", "reconstructions", "--tokenizer", str(folder), "--out", "again"]) == 0
+    assert main(["reconstruct", "reconstructions", "--tokenizer", str(folder)]) == 2
+    assert "would be overwritten" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ COMMANDS: tuple[Command, ...] = (
         module="tokenflow.commands.reconstruct",
         examples=(
             "tokenflow reconstruct photo.jpg --tokenizer runs/demo/tokenizer/model",
-            "tokenflow reconstruct *.png --tokenizer DIR --out compared --side_by_side --device cuda",
+            "tokenflow reconstruct pictures/ --tokenizer DIR --out compared --side_by_side --device cuda",
         ),
     ),
     Command(

@@ -251,6 +251,28 @@ def test_a_folder_of_something_else_is_refused(tmp_path, config):
         TokenFlowTokenizer.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"library": "tokenflow", "generator": {}}, "a model that paints: `tokenflow generate`"),
+        ({"library": "tokenflow", "multimodal": {}}, "a model that sees: `tokenflow chat`"),
+    ],
+)
+def test_another_kind_of_our_folders_is_called_by_its_name(tmp_path, config, words):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=words):
+        TokenFlowTokenizer.from_pretrained(tmp_path)
+
+
+def test_an_absent_folder_of_the_demo_leads_to_that_of_a_quick_one(tmp_path):
+    there = tmp_path / "demo" / "quick" / "tokenizer" / "model"
+    with pytest.raises(FileNotFoundError, match=r"`make demo` wrote\.$"):
+        TokenFlowTokenizer.from_pretrained(tmp_path / "demo" / "tokenizer" / "model")
+    there.mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=f"Did you mean {there}"):
+        TokenFlowTokenizer.from_pretrained(tmp_path / "demo" / "tokenizer" / "model")
+
+
 def test_a_revision_is_for_the_hub_only(sharded):
     with pytest.raises(ValueError, match="local folder and has no revision 'main'"):
         TokenFlowTokenizer.from_pretrained(sharded, revision="main")

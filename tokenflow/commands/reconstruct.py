@@ -2,6 +2,9 @@
 
 import argparse
 import sys
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ from PIL import Image
 
 from tokenflow import TokenFlowTokenizer
 from tokenflow.commands.targets import check_folder
+from tokenflow.data.folders import FolderSource
 from tokenflow.data.samples import BadSample
 from tokenflow.data.transforms import center_crop, decode_image, to_array, to_tensor
 from tokenflow.evaluation.grid import Picture, tile
@@ -19,7 +23,9 @@ from tokenflow.evaluation.reconstruction import psnr, reconstruct_uint8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="picture files of any size and format")
+    parser.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGE", help="pictures of any size and format, or folders of them"
+    )
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help="what save_pretrained wrote, or a hub id")
     parser.add_argument(
         "--out", "--output", type=Path, default=Path("reconstructions"), metavar="DIR", help="default: %(default)s"
@@ -34,15 +40,18 @@ def run(arguments: argparse.Namespace) -> int:
     """Reconstruct each picture, write a PNG, print a line each; 1 where some, but not all, could not be read."""
     device = choose_device(arguments.device)
     check_folder(arguments.out, option="--out")
-    targets = target_paths(arguments.images, arguments.out)
-    pictures, complaints = _readable(arguments.images)
+    images = picture_files(arguments.images, arguments.out)
+    targets = target_paths(images, arguments.out)
+    faults: list[ValueError | OSError] = []
+    pictures = _readable(images, targets, faults)
+    # before a large tokenizer is read
+    first = next(pictures, None)
+    if first is None:
+        raise faults[0]
     tokenizer = TokenFlowTokenizer.from_pretrained(arguments.tokenizer).eval().to(device)
     size = tokenizer.config.image_size
     values = []
-    for path, target in zip(arguments.images, targets, strict=True):
-        if path not in pictures:
-            continue
-        picture = pictures[path]
+    for path, target, picture in chain([first], pictures):
         original = to_array(center_crop(picture, size))
         reconstruction, codes = reconstruct(tokenizer, original, device=device)
         shown = reconstruction
@@ -57,22 +66,36 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if len(values) > 1:
         print(f"mean PSNR of {len(values)} pictures: {sum(values) / len(values):.2f} dB")
-    for complaint in complaints:
-        print(f"left out: {complaint}", file=sys.stderr)
-    return 1 if complaints else 0
+    for fault in faults:
+        print(f"left out: {fault}", file=sys.stderr)
+    return 1 if faults else 0
 
 
-def _readable(paths: list[Path]) -> tuple[dict[Path, Image.Image], list[str]]:
-    """The pictures that can be read, and what is wrong with the others; raises the first fault where all have one."""
-    found, faults = {}, []
+def picture_files(paths: list[Path], written: Path) -> list[Path]:
+    """The files named, and those of the folders named; what an earlier run wrote below `written` is passed over."""
+    found: list[Path] = []
     for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = [path / name for name in FolderSource(path).files]
+        if written.resolve() != path.resolve():
+            inside = [file for file in inside if not file.resolve().is_relative_to(written.resolve())]
+        found += inside
+    return found
+
+
+def _readable(
+    paths: list[Path], targets: list[Path], faults: list[ValueError | OSError]
+) -> Iterator[tuple[Path, Path, Image.Image]]:
+    """File, target and picture of those that can be read, one by one; what is wrong with the others joins `faults`."""
+    for path, target in zip(paths, targets, strict=True):
         try:
-            found[path] = read_picture(path)
+            picture = read_picture(path)
         except (ValueError, OSError) as error:
             faults.append(error)
-    if not found:
-        raise faults[0]
-    return found, [str(fault) for fault in faults]
+            continue
+        yield path, target, picture
 
 
 def reconstruct(
@@ -93,10 +116,7 @@ def picture_psnr(original: Picture, reconstruction: Picture) -> float:
 def read_picture(path: Path) -> Image.Image:
     """A picture file as RGB, upright; OSError when it is absent, ValueError when it is no picture."""
     if not path.is_file():
-        found, remedy = "no such file", "Check the path."
-        if path.is_dir():
-            found, remedy = "a folder", f"Name its pictures, as in {path}/*.jpg"
-        raise FileNotFoundError(f"{path}: {found}; expected a picture file. {remedy}")
+        raise FileNotFoundError(f"{path}: no such file; expected a picture file. Check the path.")
     try:
         return decode_image(path.read_bytes())
     except BadSample as error:
@@ -105,14 +125,16 @@ def read_picture(path: Path) -> Image.Image:
 
 def target_paths(images: list[Path], folder: Path) -> list[Path]:
     """`NAME.png` in the folder for each picture; pictures of one name get their number behind it."""
-    stems = [path.stem for path in images]
-    names = [
-        stem if stems.count(stem) == 1 else f"{stem}-{stems[: index + 1].count(stem)}"
-        for index, stem in enumerate(stems)
-    ]
+    stems = Counter(path.stem for path in images)
+    numbers: Counter[str] = Counter()
+    names = []
+    for stem in (path.stem for path in images):
+        numbers[stem] += 1
+        names.append(stem if stems[stem] == 1 else f"{stem}-{numbers[stem]}")
     targets = [folder / f"{name}.png" for name in names]
+    sources = {path.resolve() for path in images}
     for image, target in zip(images, targets, strict=True):
-        if target.resolve() in {path.resolve() for path in images}:
+        if target.resolve() in sources:
             raise ValueError(f"{image} would be overwritten by a reconstruction; choose another folder with --out")
     return targets
 

@@ -25,6 +25,13 @@ CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
 MAX_SHARD_SIZE = "5GB"
 WEIGHT_PATTERNS = (WEIGHTS_FILE, "model-*-of-*.safetensors", INDEX_FILE)
+# What else a folder of ours may hold, by the keys of its config.json; a tokenizer's names its teacher too.
+_KINDS = {
+    "generator": "a model that paints: `tokenflow generate`, TextToImage",
+    "multimodal": "a model that sees: `tokenflow chat`, ImageToText",
+    "tokenizer": "an image tokenizer: `tokenflow reconstruct`, TokenFlowTokenizer",
+    "teacher": "a teacher: for `model.pretrained` and `teacher.pretrained` of tokenizer_pretrain",
+}
 
 
 def save_folder(
@@ -172,9 +179,12 @@ def read_description(directory: Path, *, key: str, hint: str = "") -> dict[str, 
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}). Expected what `save_pretrained` writes.") from error
     if not isinstance(description, dict) or key not in description:
-        found = sorted(description)[:6] if isinstance(description, dict) else type(description).__name__
+        found, this = type(description).__name__, ""
+        if isinstance(description, dict):
+            found = sorted(description)[:6]
+            this = next((f" It is {kind}." for other, kind in _KINDS.items() if other in description), "")
         raise ValueError(
-            f"{path} has no key {key!r}, but {found}. Expected what `save_pretrained` of a {key} writes.{hint}"
+            f"{path} has no key {key!r}, but {found}.{this} Expected what `save_pretrained` of a {key} writes.{hint}"
         )
     return description
 
@@ -290,7 +300,7 @@ def find_folder(
     if directory.is_absolute() or len(directory.parts) > 2:  # no name of a repository
         raise FileNotFoundError(
             f"{str(source)!r} is neither a folder nor a hub repository's name. Pass the folder that `save_pretrained`, "
-            "a pipeline, `tokenflow import-checkpoint` or `make demo` wrote."
+            f"a pipeline, `tokenflow import-checkpoint` or `make demo` wrote.{_of_a_quick_run(directory)}"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -305,6 +315,15 @@ def find_folder(
             f"{str(source)!r}{at} is neither a folder nor a hub repository that can be reached "
             f"({why}). Pass the folder that `save_pretrained` wrote."
         ) from error
+
+
+def _of_a_quick_run(absent: Path) -> str:
+    """A hint at what `make demo QUICK=1` wrote in place of an absent folder of `make demo`."""
+    for parent in absent.parents:
+        quick = parent / "quick" / absent.relative_to(parent)
+        if quick.is_dir():
+            return f" Did you mean {quick}?"
+    return ""
 
 
 def push_folder(
