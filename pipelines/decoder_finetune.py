@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from tokenflow.config import parse, run_command
 from tokenflow.tasks.decoder import DecoderTask, build_engines, export, load_frozen_tokenizer
-from tokenflow.tasks.decoder_plan import print_plan
+from tokenflow.tasks.decoder_plan import plan
 from tokenflow.tasks.decoder_recipe import DecoderRecipe
 from tokenflow.tasks.pixels import evaluation_batches
 from tokenflow.tasks.stage import train_stage
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed = parse(DecoderRecipe, argv, stage="decoder_finetune", description="Train a larger pixel decoder.")
     recipe, launch = parsed.recipe, parsed.launch
     if launch.dry_run:
-        print_plan(recipe, launch)
+        print(*plan(recipe, launch), sep="\n")
         return 0
     distributed.initialize()
     tokenizer = load_frozen_tokenizer(recipe)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from tokenflow.config import parse, run_command
 from tokenflow.tasks.generation import GenerationParts, GenerationTask, build_engines, evaluation_batches, export
-from tokenflow.tasks.generation_plan import print_plan
+from tokenflow.tasks.generation_plan import plan
 from tokenflow.tasks.generation_recipe import GenerationRecipe
 from tokenflow.tasks.stage import train_stage
 from tokenflow.train import EXIT_STOPPED, distributed
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed = parse(GenerationRecipe, argv, stage="gen_pretrain", description="Train a text-to-image generator.")
     recipe, launch = parsed.recipe, parsed.launch
     if launch.dry_run:
-        print_plan(recipe, launch)
+        print(*plan(recipe, launch), sep="\n")
         return 0
     distributed.initialize()
     parts = GenerationParts(recipe, launch)

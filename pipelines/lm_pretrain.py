@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from tokenflow.config import parse, run_command
 from tokenflow.tasks.conversation_batches import conversation_loader
 from tokenflow.tasks.language import LanguageParts, LanguageRecipe, LanguageTask, build_engines, export
-from tokenflow.tasks.language_plan import print_plan
+from tokenflow.tasks.language_plan import plan
 from tokenflow.tasks.stage import train_stage
 from tokenflow.train import EXIT_STOPPED, distributed
 
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed = parse(LanguageRecipe, argv, stage="lm_pretrain", description="Train a small language model on text.")
     recipe, launch = parsed.recipe, parsed.launch
     if launch.dry_run:
-        print_plan(recipe, launch)
+        print(*plan(recipe, launch), sep="\n")
         return 0
     distributed.initialize()
     parts = LanguageParts(recipe, launch)

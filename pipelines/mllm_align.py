@@ -18,7 +18,7 @@ from tokenflow.tasks.understanding import (
     export,
     show_supervision,
 )
-from tokenflow.tasks.understanding_plan import print_plan
+from tokenflow.tasks.understanding_plan import plan
 from tokenflow.tasks.understanding_recipe import UnderstandingRecipe
 from tokenflow.train import EXIT_STOPPED, distributed
 
@@ -36,7 +36,7 @@ def run(argv: Sequence[str] | None, *, stage: str, description: str) -> int:
     parsed = parse(UnderstandingRecipe, argv, stage=stage, description=description)
     recipe, launch = parsed.recipe, parsed.launch
     if launch.dry_run:
-        print_plan(recipe, launch)
+        print(*plan(recipe, launch), sep="\n")
         return 0
     distributed.initialize()
     parts = UnderstandingParts(recipe)

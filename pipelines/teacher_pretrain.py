@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from tokenflow.config import parse, run_command
 from tokenflow.tasks.stage import train_stage
 from tokenflow.tasks.teacher import TeacherRecipe, TeacherTask, build_engines, export
-from tokenflow.tasks.teacher_plan import print_plan
+from tokenflow.tasks.teacher_plan import plan
 from tokenflow.train import EXIT_STOPPED, distributed
 
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed = parse(TeacherRecipe, argv, stage="teacher_pretrain", description="Train a small CLIP-style teacher.")
     recipe, launch = parsed.recipe, parsed.launch
     if launch.dry_run:
-        print_plan(recipe, launch)
+        print(*plan(recipe, launch), sep="\n")
         return 0
     distributed.initialize()
     engines = build_engines(recipe, launch)

@@ -13,7 +13,7 @@ from tokenflow.config import parse, run_command
 from tokenflow.tasks.pixels import evaluation_batches
 from tokenflow.tasks.stage import train_stage
 from tokenflow.tasks.tokenizer import TokenizerTask, build_engines, export
-from tokenflow.tasks.tokenizer_plan import print_plan
+from tokenflow.tasks.tokenizer_plan import plan
 from tokenflow.tasks.tokenizer_recipe import TokenizerRecipe
 from tokenflow.train import EXIT_STOPPED, distributed
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed = parse(TokenizerRecipe, argv, stage="tokenizer_pretrain", description="Train a TokenFlow tokenizer.")
     recipe, launch = parsed.recipe, parsed.launch
     if launch.dry_run:
-        print_plan(recipe, launch)
+        print(*plan(recipe, launch), sep="\n")
         return 0
     distributed.initialize()
     task = TokenizerTask(recipe, evaluation_batches=evaluation_batches(recipe))

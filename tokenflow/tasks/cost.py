@@ -8,6 +8,7 @@ frozen networks do without.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from tokenflow.config import RECIPES, Launch, read_json
+from tokenflow.config import RECIPES, Launch, read_json, to_yaml
 from tokenflow.language.config import LanguageConfig
 from tokenflow.train import TrainConfig, estimate_memory, zero_stage
 
@@ -27,6 +28,7 @@ PEAK_FLOPS = 989e12
 UTILISATION = {"transformer": 0.40, "convolutions": 0.25}
 """ASSUMED share of the peak that training reaches; no GPU has run this code yet."""
 WANTED_DAYS = 7
+GPU_COUNTS = (1, 8, 64)
 DAY = 86_400
 TRAINED, THROUGH, FROZEN = 3, 2, 1
 """Forward passes that one use costs: of trained weights; of frozen ones that a gradient passes through; else."""
@@ -188,8 +190,28 @@ def with_stage(deepspeed: dict[str, Any], stage: int) -> dict[str, Any]:
     return changed
 
 
+def gpu_counts() -> tuple[int, ...]:
+    """Numbers of GPUs that a plan shows: a few, and the one it was launched with."""
+    launched = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "0")))
+    return tuple(sorted({*GPU_COUNTS, launched} - {0}))
+
+
+def parameter_line(name: str, count: int) -> str:
+    """A row of a plan's table of parameters."""
+    return f"{name:<28} {count:>14,} parameters"
+
+
+def closing_lines(cost: Cost, recipe: Any, launch: Launch) -> Iterator[str]:
+    """What every dry run ends with: memory, time, the resolved recipe."""
+    yield ""
+    yield from cost_lines(cost, launch, gpus=gpu_counts())
+    yield ""
+    yield "# resolved recipe"
+    yield to_yaml(recipe)
+
+
 def cost_lines(cost: Cost, launch: Launch, *, gpus: tuple[int, ...]) -> Iterator[str]:
-    """What a dry run says of memory and time."""
+    """Memory and time."""
     json = launch.deepspeed()
     given = zero_stage(json)
     yield f"# GiB a GPU for states, {cost.precision}; activations come on top (this run: ZeRO-{given})"

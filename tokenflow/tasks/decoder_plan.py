@@ -7,14 +7,13 @@ from pathlib import Path
 
 import torch
 
-from tokenflow.config import Launch, to_yaml
-from tokenflow.tasks.cost import FROZEN, TRAINED, Cost, cost_lines, cost_of, count_parameters
+from tokenflow.config import Launch
+from tokenflow.tasks.cost import FROZEN, TRAINED, Cost, closing_lines, cost_of, count_parameters, parameter_line
 from tokenflow.tasks.decoder_recipe import DecoderRecipe
 from tokenflow.tasks.tokenizer_plan import (
     VGG16_PARAMETERS,
     count_discriminator,
     encode_flops,
-    gpu_counts,
     objective_flops,
     pixel_decoder_flops,
 )
@@ -25,14 +24,8 @@ from tokenflow.tokenizer.pretrained import read_tokenizer_config
 from tokenflow.tokenizer.teachers import Teacher, TeacherConfig
 
 
-def print_plan(recipe: DecoderRecipe, launch: Launch) -> None:
-    """Print parameters of both decoders, estimated memory and compute, and the resolved recipe."""
-    for line in plan(recipe, launch):
-        print(line)
-
-
 def plan(recipe: DecoderRecipe, launch: Launch) -> Iterator[str]:
-    """The lines that `print_plan` prints."""
+    """Lines of a dry run: parameters of both decoders, estimated memory and compute, the resolved recipe."""
     base, _, source = planned_tokenizer(recipe)
     with torch.device("meta"):
         replaced = count_parameters(TokenFlowTokenizer(base).pixel_decoder)
@@ -40,15 +33,11 @@ def plan(recipe: DecoderRecipe, launch: Launch) -> Iterator[str]:
     adversary = count_discriminator(recipe.loss, image_size=base.image_size)
     yield f"# {source}, {base.image_size} pixels"
     yield ""
-    yield f"{'decoder before':<28} {replaced:>14,} parameters"
-    yield f"{'decoder to train':<28} {cost.engines[0].trained:>14,} parameters"
-    yield f"{'discriminator':<28} {adversary:>14,} parameters"
-    yield f"{'frozen tokenizer, perceptual':<28} {cost.outside:>14,} parameters"
-    yield ""
-    yield from cost_lines(cost, launch, gpus=gpu_counts())
-    yield ""
-    yield "# resolved recipe"
-    yield to_yaml(recipe)
+    yield parameter_line("decoder before", replaced)
+    yield parameter_line("decoder to train", cost.engines[0].trained)
+    yield parameter_line("discriminator", adversary)
+    yield parameter_line("frozen tokenizer, perceptual", cost.outside)
+    yield from closing_lines(cost, recipe, launch)
 
 
 def cost_of_decoder(recipe: DecoderRecipe) -> Cost:

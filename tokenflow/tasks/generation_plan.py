@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tokenflow.config import Launch, to_yaml
+from tokenflow.config import Launch
 from tokenflow.data import SampleReader
 from tokenflow.generation.config import GeneratorConfig, check_tokenizer
 from tokenflow.generation.model import Generator
@@ -17,28 +17,23 @@ from tokenflow.tasks.cost import (
     TRAINED,
     Cost,
     causal_pairs,
-    cost_lines,
+    closing_lines,
     cost_of,
     count_parameters,
     layer_flops,
+    parameter_line,
     trained_layers,
 )
 from tokenflow.tasks.generation_recipe import TRAIN, GenerationRecipe
 from tokenflow.tasks.generation_weights import generator_config, local_language_config
-from tokenflow.tasks.tokenizer_plan import encode_flops, gpu_counts, tokenizer_parameters
+from tokenflow.tasks.tokenizer_plan import encode_flops, tokenizer_parameters
 from tokenflow.tokenizer.config import TokenizerConfig
 from tokenflow.tokenizer.presets import preset
 from tokenflow.tokenizer.pretrained import read_tokenizer_config
 
 
-def print_plan(recipe: GenerationRecipe, launch: Launch) -> None:
-    """Print parameters, tokens an image, epochs, estimated memory and compute, and the resolved recipe."""
-    for line in plan(recipe, launch):
-        print(line)
-
-
 def plan(recipe: GenerationRecipe, launch: Launch) -> Iterator[str]:
-    """The lines that `print_plan` prints."""
+    """Lines of a dry run: parameters, tokens an image, epochs, estimated memory, compute, the resolved recipe."""
     config = planned_config(recipe)
     tokenizer_config, source = planned_tokenizer(recipe)
     check_tokenizer(config, tokenizer_config, generator=f"(model.preset {recipe.model.preset})", name=source)
@@ -48,19 +43,15 @@ def plan(recipe: GenerationRecipe, launch: Launch) -> Iterator[str]:
     table = count_parameters(generator.language.embed_tokens) + count_parameters(generator.head)
     yield f"# generator {recipe.model.preset} on {source}, starting from {recipe.language or 'random weights'}"
     yield ""
-    yield f"{'transformer layers':<28} {count_parameters(generator.language.layers):>14,} parameters"
-    yield f"{'embedding table and head':<28} {table:>14,} parameters"
-    yield f"{'generator in all':<28} {cost.engines[0].trained:>14,} parameters"
-    yield f"{'frozen tokenizer':<28} {cost.outside:>14,} parameters"
+    yield parameter_line("transformer layers", count_parameters(generator.language.layers))
+    yield parameter_line("embedding table and head", table)
+    yield parameter_line("generator in all", cost.engines[0].trained)
+    yield parameter_line("frozen tokenizer", cost.outside)
     yield ""
     yield f"{config.num_codes:,} tokens an image of {config.codebook_size:,} codes: squares of {config.scales}"
     yield f"{config.num_positions:,} positions a sample, {config.field_length} of them before the image"
     yield epochs(recipe)
-    yield ""
-    yield from cost_lines(cost, launch, gpus=gpu_counts())
-    yield ""
-    yield "# resolved recipe"
-    yield to_yaml(recipe)
+    yield from closing_lines(cost, recipe, launch)
 
 
 def cost_of_generation(recipe: GenerationRecipe) -> Cost:

@@ -6,39 +6,29 @@ from collections.abc import Iterator
 
 import torch
 
-from tokenflow.config import Launch, to_yaml
+from tokenflow.config import Launch
 from tokenflow.tasks.cost import (
     TRAINED,
     Cost,
     causal_pairs,
-    cost_lines,
+    closing_lines,
     cost_of,
     count_parameters,
     layer_flops,
+    parameter_line,
     trained_layers,
 )
 from tokenflow.tasks.language import LanguageRecipe
-from tokenflow.tasks.tokenizer_plan import gpu_counts
 from tokenflow.understanding.text_model import TextModel
 
 
-def print_plan(recipe: LanguageRecipe, launch: Launch) -> None:
-    """Print parameters, estimated memory and compute, and the resolved recipe."""
-    for line in plan(recipe, launch):
-        print(line)
-
-
 def plan(recipe: LanguageRecipe, launch: Launch) -> Iterator[str]:
-    """The lines that `print_plan` prints."""
+    """Lines of a dry run: parameters, estimated memory and compute, the resolved recipe."""
     cost = cost_of_language(recipe)
     yield f"# a language model of {recipe.text_vocabulary} tokens, from random weights"
     yield ""
-    yield f"{'language model':<28} {cost.engines[0].trained:>14,} parameters"
-    yield ""
-    yield from cost_lines(cost, launch, gpus=gpu_counts())
-    yield ""
-    yield "# resolved recipe"
-    yield to_yaml(recipe)
+    yield parameter_line("language model", cost.engines[0].trained)
+    yield from closing_lines(cost, recipe, launch)
 
 
 def cost_of_language(recipe: LanguageRecipe) -> Cost:

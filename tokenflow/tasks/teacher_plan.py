@@ -6,29 +6,18 @@ from collections.abc import Iterator
 
 import torch
 
-from tokenflow.config import Launch, to_yaml
-from tokenflow.tasks.cost import TRAINED, Cost, cost_lines, cost_of, count_parameters, forward_flops
+from tokenflow.config import Launch
+from tokenflow.tasks.cost import TRAINED, Cost, closing_lines, cost_of, count_parameters, forward_flops, parameter_line
 from tokenflow.tasks.teacher import ContrastiveModel, TeacherRecipe
-from tokenflow.tasks.tokenizer_plan import gpu_counts
-
-
-def print_plan(recipe: TeacherRecipe, launch: Launch) -> None:
-    """Print parameters, estimated memory and compute, and the resolved recipe."""
-    for line in plan(recipe, launch):
-        print(line)
 
 
 def plan(recipe: TeacherRecipe, launch: Launch) -> Iterator[str]:
-    """The lines that `print_plan` prints."""
+    """Lines of a dry run: parameters, estimated memory and compute, the resolved recipe."""
     cost = cost_of_teacher(recipe)
     yield f"# a teacher for {recipe.model.image_size} pixels"
     yield ""
-    yield f"{'both towers':<28} {cost.engines[0].trained:>14,} parameters"
-    yield ""
-    yield from cost_lines(cost, launch, gpus=gpu_counts())
-    yield ""
-    yield "# resolved recipe"
-    yield to_yaml(recipe)
+    yield parameter_line("both towers", cost.engines[0].trained)
+    yield from closing_lines(cost, recipe, launch)
 
 
 def cost_of_teacher(recipe: TeacherRecipe) -> Cost:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import cache
 
 import torch
 from torch import nn
 
-from tokenflow.config import Launch, to_yaml
+from tokenflow.config import Launch
 from tokenflow.tasks.cost import (
     FROZEN,
     THROUGH,
     TRAINED,
     Cost,
-    cost_lines,
+    closing_lines,
     cost_of,
     count_parameters,
     forward_flops,
+    parameter_line,
     picture,
 )
 from tokenflow.tasks.tokenizer_recipe import TokenizerRecipe
@@ -32,17 +32,10 @@ from tokenflow.tokenizer.teachers import Teacher, TeacherConfig
 
 VGG16_PARAMETERS = 14_714_688
 """Of LPIPS' trunk; its linear heads are 1472 more."""
-GPU_COUNTS = (1, 8, 64)
-
-
-def print_plan(recipe: TokenizerRecipe, launch: Launch) -> None:
-    """Print parameters, tokens an image, estimated memory and compute, and the resolved recipe."""
-    for line in plan(recipe, launch):
-        print(line)
 
 
 def plan(recipe: TokenizerRecipe, launch: Launch) -> Iterator[str]:
-    """The lines that `print_plan` prints."""
+    """Lines of a dry run: parameters, tokens an image, estimated memory and compute, the resolved recipe."""
     config = recipe.model.config()
     with torch.device("meta"):
         tokenizer = TokenFlowTokenizer(config)
@@ -52,20 +45,10 @@ def plan(recipe: TokenizerRecipe, launch: Launch) -> Iterator[str]:
     yield ""
     adversary = count_discriminator(recipe.loss, image_size=config.image_size)
     for name, count in {**parts, "tokenizer in all": sum(parts.values()), "discriminator": adversary}.items():
-        yield f"{name:<28} {count:>14,} parameters"
-    yield f"{'frozen teacher, perceptual':<28} {cost.outside:>14,} parameters"
+        yield parameter_line(name, count)
+    yield parameter_line("frozen teacher, perceptual", cost.outside)
     yield f"{'tokens an image':<28} {config.num_tokens:>14,} = sum of squares of {config.scales}"
-    yield ""
-    yield from cost_lines(cost, launch, gpus=gpu_counts())
-    yield ""
-    yield "# resolved recipe"
-    yield to_yaml(recipe)
-
-
-def gpu_counts() -> tuple[int, ...]:
-    """Numbers of GPUs that a plan shows: a few, and the one it was launched with."""
-    launched = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "0")))
-    return tuple(sorted({*GPU_COUNTS, launched} - {0}))
+    yield from closing_lines(cost, recipe, launch)
 
 
 def cost_of_tokenizer(recipe: TokenizerRecipe) -> Cost:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tokenflow.config import Launch, to_yaml
+from tokenflow.config import Launch
 from tokenflow.data import ConversationReader
 from tokenflow.language.config import LanguageConfig
 from tokenflow.nn.folder import read_description
@@ -18,14 +18,15 @@ from tokenflow.tasks.cost import (
     TRAINED,
     Cost,
     causal_pairs,
-    cost_lines,
+    closing_lines,
     cost_of,
     count_parameters,
     layer_flops,
+    parameter_line,
     trained_layers,
 )
 from tokenflow.tasks.generation_weights import local_language_config
-from tokenflow.tasks.tokenizer_plan import encode_flops, gpu_counts, teacher_flops, tokenizer_parameters
+from tokenflow.tasks.tokenizer_plan import encode_flops, teacher_flops, tokenizer_parameters
 from tokenflow.tasks.understanding_recipe import UnderstandingRecipe
 from tokenflow.tokenizer.config import from_dict
 from tokenflow.tokenizer.presets import PRESET_TEACHERS, TEACHERS, preset
@@ -38,14 +39,8 @@ from tokenflow.understanding.presets import PRESET_TOKENIZERS
 from tokenflow.understanding.presets import preset as multimodal_preset
 
 
-def print_plan(recipe: UnderstandingRecipe, launch: Launch) -> None:
-    """Print parameters, positions an image, epochs, estimated memory and compute, and the resolved recipe."""
-    for line in plan(recipe, launch):
-        print(line)
-
-
 def plan(recipe: UnderstandingRecipe, launch: Launch) -> Iterator[str]:
-    """The lines that `print_plan` prints."""
+    """Lines of a dry run: parameters, positions an image, epochs, estimated memory, compute, the resolved recipe."""
     tower_config, source = planned_tower(recipe)
     config = recipe.model.config(planned_language(recipe), tower_config)
     with torch.device("meta"):
@@ -55,18 +50,14 @@ def plan(recipe: UnderstandingRecipe, launch: Launch) -> Iterator[str]:
     begin = recipe.continue_from or recipe.language
     yield f"# {recipe.model.preset} on {source}, starting from {begin}; {recipe.trains} learns"
     yield ""
-    yield f"{'language model':<28} {whole - projector:>14,} parameters"
-    yield f"{'projector':<28} {projector:>14,} parameters"
-    yield f"{'frozen image tokenizer':<28} {cost.outside:>14,} parameters"
+    yield parameter_line("language model", whole - projector)
+    yield parameter_line("projector", projector)
+    yield parameter_line("frozen image tokenizer", cost.outside)
     yield ""
     yield f"an image takes {config.image_tokens} of {config.max_length} positions ({config.features}, {config.aspect})"
     yield f"template {config.template}"
     yield epochs(recipe)
-    yield ""
-    yield from cost_lines(cost, launch, gpus=gpu_counts())
-    yield ""
-    yield "# resolved recipe"
-    yield to_yaml(recipe)
+    yield from closing_lines(cost, recipe, launch)
 
 
 TEXT_TOKENS = {"plain": 64}
