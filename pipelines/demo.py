@@ -50,6 +50,7 @@ QUICK_STEPS = {
     "align": 20,
     "names": 20,
     "corners": 20,
+    "sides": 20,
     "sft": 40,
 }
 PHOTOGRAPH_STEPS = 300
@@ -184,6 +185,9 @@ class Demo:
         data = mixture(self.lessons, corners=0.8, questions=0.2)
         self._stage("corners", "mllm_sft", [*data, *sees, *begin], recipe="nano-corners", processes=PROCESSES)
         begin = ["--continue_from", str(self.runs / "corners" / "model")]
+        data = mixture(self.lessons, sides=0.7, questions=0.2, corners=0.1)
+        self._stage("sides", "mllm_sft", [*data, *sees, *begin], recipe="nano-sides", processes=PROCESSES)
+        begin = ["--continue_from", str(self.runs / "sides" / "model")]
         data = mixture(self.lessons, questions=0.4, relations=0.2, corners=0.1, rare_text=0.3)
         self._stage("sft", "mllm_sft", [*data, *sees, *begin], processes=PROCESSES)
 

@@ -14,7 +14,7 @@ from tokenflow.evaluation.report import Number, Report, read_metrics
 from tokenflow.evaluation.sections import decoder_section, tokenizer_section
 from tokenflow.evaluation.understanding_section import understanding_section
 
-SEEING = ("language", "align", "names", "corners", "sft")
+SEEING = ("language", "align", "names", "corners", "sides", "sft")
 """The stages of seeing, in order."""
 GATES: dict[str, float] = {
     "tokenizer.psnr": 26.0,
@@ -115,8 +115,8 @@ def write_report(
             "A small language model, which has only read about this world, is given the same codes as features: first "
             "the projector learns what they mean from descriptions (align), then everything learns to answer "
             "questions: for colours and shapes first (names), then for the corner that an object is in (corners), "
-            "then of every kind (sft). Held-out questions are about colour-shape pairs that no training picture "
-            "showed."
+            "for which of two is left and which right (sides), then of every kind (sft). Held-out questions are about "
+            "colour-shape pairs that no training picture showed."
         ),
         targets=_targets("understanding"),
     )

@@ -4,8 +4,8 @@ python tools/make_shapes.py --out data/shapes --num_samples 6000 --image_size 32
 python tools/make_shapes.py --out data/shapes --num_samples 6000 --image_size 32 --conversations
 
 The second also writes LLaVA's format beside the shards: captions.jsonl (alignment), names.jsonl, corners.jsonl,
-relations.jsonl and questions.jsonl (tuning), and, both without pictures, text.jsonl and corpus.txt. Their pictures are
-the members of the shards.
+sides.jsonl, relations.jsonl and questions.jsonl (tuning), and, both without pictures, text.jsonl and corpus.txt. Their
+pictures are the members of the shards.
 """
 
 from __future__ import annotations

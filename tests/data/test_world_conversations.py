@@ -5,7 +5,7 @@ import pytest
 
 from tokenflow.data.conversation_files import ConversationFile
 from tokenflow.data.questions import questions
-from tokenflow.data.shapes import HELD_OUT_PAIRS, SceneSampler, corner
+from tokenflow.data.shapes import HELD_OUT_PAIRS, SceneSampler, corner, relation
 from tokenflow.data.world_conversations import DESCRIBE, WORLD_FILES, description, write_conversations
 
 
@@ -27,7 +27,7 @@ def test_the_same_arguments_give_the_same_bytes(tmp_path):
 def test_every_file_has_a_usable_conversation_about_every_scene(tmp_path):
     for kind, path in write_conversations(tmp_path, num_scenes=30, seed=0).items():
         file = ConversationFile(path)
-        assert file.unusable == 0 and (file.size == 30 or kind in ("corners", "relations"))
+        assert file.unusable == 0 and (file.size == 30 or kind in ("corners", "sides", "relations"))
         assert set(file.images.tolist()) == ({0} if kind in ("text", "corpus") else {1})
 
 
@@ -105,6 +105,16 @@ def test_relations_ask_one_question_about_every_pair(tmp_path):
     for index, pairs in asked.items():
         known = {(item.question, item.answer) for item in questions(sampler[index]) if item.kind == "where"}
         assert len(pairs) == 1 and set(pairs) <= known
+
+
+def test_sides_are_the_relations_of_pairs_that_lie_side_by_side(tmp_path):
+    asked = asked_about_scenes(write_conversations(tmp_path, num_scenes=200, seed=0)["sides"])
+    sampler = SceneSampler(0, "train")
+    pairs = {index: sampler[index].objects for index in range(200) if sampler[index].kind == "pair"}
+    assert set(asked) == {index for index, pair in pairs.items() if relation(*pair) in ("left of", "right of")}
+    for index, [(question, answer)] in asked.items():
+        known = [(item.question, item.answer) for item in questions(sampler[index]) if item.kind == "where"]
+        assert (question, answer) in known and answer in ("left", "right")
 
 
 def test_training_text_names_no_held_out_pair(tmp_path):

@@ -22,7 +22,7 @@ def load(stage, name):
 
 @pytest.mark.parametrize("stage", ["mllm_align", "mllm_sft"])
 def test_every_preset_has_a_recipe(stage):
-    extra = {"nano-names", "nano-corners"} if stage == "mllm_sft" else set()
+    extra = {"nano-names", "nano-corners", "nano-sides"} if stage == "mllm_sft" else set()
     assert {path.stem for path in (RECIPES / stage).glob("*.yaml")} == set(PRESETS) | extra
 
 
@@ -48,10 +48,10 @@ def test_the_plan_counts_what_learns_and_says_what_is_not_there(name):
 
 def test_nano_talks_as_it_was_taught():
     align, tune = load("mllm_align", "nano"), load("mllm_sft", "nano")
-    names, corners = load("mllm_sft", "nano-names"), load("mllm_sft", "nano-corners")
-    assert align.model.template is None and align.model == names.model == corners.model == tune.model
-    chain = [recipe.continue_from for recipe in (names, corners, tune)]
-    assert chain == [f"runs/demo/{stage}/model" for stage in ("align", "names", "corners")]
+    steps = [*(load("mllm_sft", f"nano-{step}") for step in ("names", "corners", "sides")), tune]
+    assert align.model.template is None and all(step.model == align.model for step in steps)
+    chain = [step.continue_from for step in steps]
+    assert chain == [f"runs/demo/{stage}/model" for stage in ("align", "names", "corners", "sides")]
     evaluation = load_recipe(UnderstandingEvaluationRecipe, RECIPES / "mllm_eval" / "nano.yaml")
     assert evaluation.model == "runs/demo/sft/model"
 

@@ -82,6 +82,6 @@ def test_a_conversation_teaches_if_an_answer_begins_within_the_row(max_length, e
 
 def test_lessons_name_rare_pairs_in_text_alone(tmp_path):
     found = write_lessons(tmp_path, num_scenes=12, seed=0)
-    assert set(found) == {"text", "rare_text", "captions", "names", "corners", "relations", "questions"}
+    assert set(found) == {"text", "rare_text", "captions", "names", "corners", "sides", "relations", "questions"}
     assert len(found["rare_text"].read_text().splitlines()) == 3
     assert '"image"' not in found["rare_text"].read_text() + found["text"].read_text()

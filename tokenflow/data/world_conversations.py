@@ -19,19 +19,20 @@ from tokenflow.data.questions import Question, questions
 from tokenflow.data.shape_shards import scene_key
 from tokenflow.data.shapes import Scene, SceneObject, SceneSampler, Split, corner, relation
 
-WorldFile = Literal["captions", "names", "corners", "relations", "questions", "text", "corpus"]
+WorldFile = Literal["captions", "names", "corners", "sides", "relations", "questions", "text", "corpus"]
 WORLD_FILES: dict[WorldFile, str] = {
     "captions": "captions.jsonl",
     "names": "names.jsonl",
     "corners": "corners.jsonl",
+    "sides": "sides.jsonl",
     "relations": "relations.jsonl",
     "questions": "questions.jsonl",
     "text": "text.jsonl",
     "corpus": "corpus.txt",
 }
 """Pictures with descriptions; with one question for a shape or a colour; for the corner that one of several objects is
-in; for where one of two lies from the other; with questions of every kind; descriptions with questions; the last as
-plain lines."""
+in; for where one of two lies from the other, of those side by side and of all; with questions of every kind;
+descriptions with questions; the last as plain lines."""
 MANIFEST = "conversations.json"
 _VERSION = 3
 DESCRIBE = ("describe the picture.", "what is in the picture?", "what do you see?")
@@ -69,7 +70,7 @@ def write_conversations(
     Args:
         directory: Where the files of WORLD_FILES go; made if need be.
         num_scenes: Scenes; every file has one conversation about each, but for `corners` (one about each object of a
-            pair or triple) and `relations` (one about each pair).
+            pair or triple), `sides` and `relations` (one about each pair, `sides` about those side by side).
         seed: Of the scenes: that of the shards whose pictures are to be used.
         split: Of the scenes.
         files: Which to write.
@@ -111,12 +112,13 @@ def write_lessons(directory: str | Path, *, num_scenes: int, seed: int) -> dict[
     Returns:
         `text` and `rare_text`, conversations without pictures, the second about the pairs that no training picture
         shows (people have read of more than they have seen); `captions`; `names`, the one thing that every other answer
-        needs; `corners` and `relations`, of which the second is hardly learned without the first: it takes two
+        needs; `corners`, `sides` and `relations`, learned in this order or hardly at all: they take two
         objects found by their names at once; `questions`, few a conversation, since later ones can be answered from
         earlier ones.
     """
     found: dict[str, Path] = {}
-    turns: dict[WorldFile, int] = {"text": 6, "captions": 1, "names": 1, "corners": 1, "relations": 1, "questions": 4}
+    turns: dict[WorldFile, int] = {"text": 6, "captions": 1, "questions": 4}
+    turns |= dict.fromkeys(("names", "corners", "sides", "relations"), 1)
     for kind, most in turns.items():
         found |= write_conversations(directory, num_scenes=num_scenes, seed=seed, files=(kind,), turns=most)
     rare = write_conversations(
@@ -152,8 +154,9 @@ def _lines(kind: WorldFile, *, num_scenes: int, seed: int, split: Split, turns: 
         scene = sampler[index]
         rng = random.Random(f"{scene.phrasing}/{kind}/{index}")
         key = scene_key(split, index)
-        if kind in ("corners", "relations"):
+        if kind in ("corners", "sides", "relations"):
             asked = _corners_asked(scene, rng) if kind == "corners" else _relation_asked(scene, rng)
+            asked = [pair for pair in asked if kind != "sides" or pair[1] in ("left", "right")]
             yield from (_about_picture([pair], key=key, id=f"{kind}-{key}-{n}") for n, pair in enumerate(asked))
             continue
         pairs = [(item.question, item.answer) for item in _drawn(questions(scene), rng)[:turns]]
