@@ -8,7 +8,7 @@ import pytest
 from tests.train.launching import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-STAGES = 11
+STAGES = 12
 """The trainings of `pipelines.demo`, and the codes."""
 
 
