@@ -44,6 +44,7 @@ def test_the_plan_counts_what_learns_and_says_what_is_not_there(name):
         (count,) = (line for line in lines if line.startswith("language model"))
         assert LANGUAGE[name.split("-", 2)[2]] in count
         assert any("epochs unknown" in line for line in lines)
+        assert "(not here; counted as the preset's)" in lines[0]
 
 
 def test_nano_talks_as_it_was_taught():

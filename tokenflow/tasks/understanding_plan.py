@@ -47,7 +47,8 @@ def plan(recipe: UnderstandingRecipe, launch: Launch) -> Iterator[str]:
         model = MultimodalModel(config)
     projector, whole = count_parameters(model.projector), count_parameters(model)
     cost = cost_of_understanding(recipe)
-    begin = recipe.continue_from or recipe.language
+    begin = str(recipe.continue_from or recipe.language)
+    begin += "" if Path(begin).is_dir() else " (not here; counted as the preset's)"
     yield f"# {recipe.model.preset} on {source}, starting from {begin}; {recipe.trains} learns"
     yield ""
     yield parameter_line("language model", whole - projector)
