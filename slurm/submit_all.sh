@@ -2,6 +2,7 @@
 # All stages as a chain; each begins when the one before has exported its model. Arguments go to every sbatch:
 #   RUNS=runs/b PICTURES="/data/laion/{0000..0999}.tar" slurm/submit_all.sh --partition=h100
 # What only one stage gets: STAGE3_SBATCH="--nodes=8" STAGE3_OPTIONS="--train.micro_batch_size 4" STAGE3_RECIPE=...
+# One tokenizer serves all: TokenFlow-B at 256 pixels, with which Llama-2-7B paints (its recipes expect no other size).
 # STAGES="4 5" TOKENIZER=tokenflow-b-224 submits some stages, from an artefact that is there already.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,6 +18,8 @@ TUNE_IMAGES=${TUNE_IMAGES:-$ALIGN_IMAGES}
 TOKENIZER=${TOKENIZER:-}             # what the first of STAGES starts from, where that is not the stage before
 LANGUAGE=${LANGUAGE:-}
 ALIGNED=${ALIGNED:-}
+STAGE1_RECIPE=${STAGE1_RECIPE:-tokenflow-b-256}
+STAGE2_RECIPE=${STAGE2_RECIPE:-tokenflow-b-256}
 
 command -v sbatch >/dev/null || {
   echo "error: there is no sbatch here; run this where jobs are submitted, or the stages by hand (README.md)" >&2
@@ -40,10 +43,24 @@ submit() {
 
 value() { echo "${!1:-}"; }
 
+# needs STAGE NAME: say so where nothing tells a stage what to read.
+needs() {
+  [[ " $STAGES " == *" $1 "* && -z ${!2} && "$(value "STAGE$1_OPTIONS")" != *--data* ]] || return 0
+  echo "note: $2 is empty, so stage $1 reads what its recipe names" >&2
+}
+
 # made STAGE OTHERWISE: the model of a stage of this chain, or another where the chain begins later.
 made() {
   if [[ -n ${job[$1]:-} ]]; then echo "$RUNS/stage$1/model"; else echo "$2"; fi
 }
+
+needs 1 PICTURES
+needs 2 PICTURES
+needs 3 CAPTIONED
+needs 4 ALIGN_DATA
+needs 4 ALIGN_IMAGES
+needs 5 TUNE_DATA
+needs 5 TUNE_IMAGES
 
 submit 1 - stage1_tokenizer.sh DATA="$PICTURES"
 submit 2 1 stage2_decoder.sh DATA="$PICTURES" TOKENIZER="$(made 1 "$TOKENIZER")"
