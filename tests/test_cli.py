@@ -62,6 +62,22 @@ def test_help_says_each_default_once(capsys):
     assert "print the manifest as JSON, nothing else --dry_run" in shown
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-m", "pipelines.lm_pretrain", "--recipe", "nano", "--data", "x.jsonl", "--output", "run", "--dry_run"],
+        ["-m", "tokenflow.cli", "make-shards", "--help"],
+    ],
+)
+def test_a_reader_that_has_seen_enough_is_no_error(words):
+    shown = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # nobody reads: everything that is printed meets a closed pipe
+    shown.stdout.close()
+    assert shown.wait() == 0
+    assert b"error" not in shown.stderr.read().lower()
+    shown.stderr.close()
+
+
 def test_no_command_and_unknown_command_exit_two(capsys):
     assert main([]) == 2
     assert "examples" in capsys.readouterr().err
@@ -160,6 +176,20 @@ def test_reconstruct_leaves_out_what_is_no_picture_and_says_so(folder, tmp_path,
     assert main(["reconstruct", *arguments]) == 1
     assert capsys.readouterr().err.startswith(f"left out: {tmp_path / 'text.png'}: ")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
+
+
+def test_reconstruct_says_when_a_picture_comes_back_blank(folder, tmp_path, capsys):
+    tokenizer = TokenFlowTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        for weight in tokenizer.pixel_decoder.parameters():
+            weight.zero_()
+    tokenizer.save_pretrained(tmp_path / "blank")
+    picture = photograph(tmp_path / "a.png", width=20, height=20)
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "b.png")
+    arguments = [str(picture), str(tmp_path / "b.png"), "--tokenizer", str(tmp_path / "blank")]
+    assert main(["reconstruct", *arguments, "--out", str(tmp_path / "out")]) == 1
+    shown = capsys.readouterr()
+    assert "1 of 2 pictures came back in one colour" in shown.err and "resized from 20x20" in shown.out
 
 
 def test_reconstruct_takes_folders_but_not_what_it_wrote_into_them(folder, tmp_path, monkeypatch, capsys):

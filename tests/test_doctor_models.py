@@ -88,6 +88,20 @@ def test_too_few_steps_are_a_failure_with_its_cause(folder, scene):
     assert last.status == "broken" and "--overfit_steps" in last.remedy
 
 
+@pytest.mark.parametrize(
+    ("part", "words"), [("pixel_decoder", "all of one colour"), ("encoders", "two pictures come back the same")]
+)
+def test_a_tokenizer_whose_pictures_are_blank_or_alike_is_broken(tmp_path, part, words):
+    torch.manual_seed(0)
+    tokenizer = TokenFlowTokenizer(preset("tokenflow-nano"))
+    assert [finding.status for finding in models.tokenizer(tokenizer.save_pretrained(tmp_path))] == ["ok", "ok"]
+    with torch.no_grad():
+        for weight in getattr(tokenizer, part).parameters():
+            weight.zero_()
+    (_, trip) = models.tokenizer(tokenizer.save_pretrained(tmp_path))
+    assert trip.status == "broken" and words in trip.detail
+
+
 def test_weights_that_are_not_finite_are_found(tmp_path):
     model = tiny_model(tmp_path)
     with torch.no_grad():

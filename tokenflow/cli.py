@@ -7,6 +7,7 @@ A subcommand is a line in `COMMANDS` and a module with two functions: `add_argum
 import argparse
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -147,7 +148,13 @@ def main(argv: Sequence[str] | None = None, *, commands: Sequence[Command] = COM
     # Intermixed, so that what is not an option may stand before and after options.
     parsed = parser.parse_intermixed_args(arguments[1:])
     try:
-        return int(module.run(parsed) or 0)
+        code = int(module.run(parsed) or 0)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # `... | head`: who reads has seen enough. Nothing may be left for the interpreter to flush at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         # What a user can mend is said in one line; anything else is a fault of ours and keeps its traceback.
         print(f"error: {_in_words(error)}", file=sys.stderr)

@@ -101,6 +101,11 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     ranks = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
     try:
         code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # `... --dry_run | head`: who reads has seen enough. Nothing may be left to flush at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0 if ranks == 1 else 1
     except Exception as error:
         expected = isinstance(error, ValueError | OSError) and os.environ.get("TOKENFLOW_TRACEBACK") != "1"
         if not expected and ranks == 1:

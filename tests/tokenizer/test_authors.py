@@ -178,6 +178,9 @@ def test_a_folder_and_a_missing_file_are_named(tmp_path, capsys):
     assert "is a folder; expected a .pt file" in capsys.readouterr().err
     assert main(["import-checkpoint", str(tmp_path / "none.pt"), "--out", str(tmp_path / "out")]) == 2
     assert "none.pt: no such file; expected a .pt file" in capsys.readouterr().err
+    (tmp_path / "pointer.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert main(["import-checkpoint", str(tmp_path / "pointer.pt"), "--out", str(tmp_path / "out")]) == 2
+    assert "is a pointer of Git LFS, not the file. In its repository: git lfs pull" in capsys.readouterr().err
 
 
 def test_a_place_that_cannot_be_written_to_is_refused_before_anything_is_read(tmp_path, capsys):

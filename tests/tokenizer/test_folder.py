@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.tokenizer.killed_saves import constant, outcome
 from tokenflow import TokenFlowTokenizer
@@ -256,12 +256,28 @@ def test_a_folder_of_something_else_is_refused(tmp_path, config):
     [
         ({"library": "tokenflow", "generator": {}}, "a model that paints: `tokenflow generate`"),
         ({"library": "tokenflow", "multimodal": {}}, "a model that sees: `tokenflow chat`"),
+        ({"model_type": "llama"}, "a llama of transformers: `--language`"),
     ],
 )
 def test_another_kind_of_our_folders_is_called_by_its_name(tmp_path, config, words):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=words):
         TokenFlowTokenizer.from_pretrained(tmp_path)
+
+
+def test_a_teacher_is_not_taken_for_a_save_that_was_interrupted(tmp_path):
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"It is a teacher, which `model\.pretrained`"):
+        TokenFlowTokenizer.from_pretrained(tmp_path)
+
+
+def test_half_precision_is_told_and_computed_with_in_full(tokenizer, tmp_path, caplog):
+    tokenizer.save_pretrained(tmp_path)
+    state = {name: value.half() for name, value in load_file(tmp_path / WEIGHTS_FILE).items()}
+    save_file(state, tmp_path / WEIGHTS_FILE)
+    found = TokenFlowTokenizer.from_pretrained(tmp_path)
+    assert "holds float16 weights, used as float32" in caplog.text
+    assert {value.dtype for value in found.state_dict().values() if value.is_floating_point()} == {torch.float32}
 
 
 def test_an_absent_folder_of_the_demo_leads_to_that_of_a_quick_one(tmp_path):

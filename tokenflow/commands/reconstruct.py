@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Reconstruct each picture, write a PNG, print a line each; 1 where some, but not all, could not be read."""
+    """Reconstruct each picture, write a PNG, print a line each; 1 where some could not be read or came back blank."""
     device = choose_device(arguments.device)
     check_folder(arguments.out, option="--out")
     images = picture_files(arguments.images, arguments.out)
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise faults[0]
     tokenizer = TokenFlowTokenizer.from_pretrained(arguments.tokenizer).eval().to(device)
     size = tokenizer.config.image_size
-    values = []
+    values, blank = [], []
     for path, target, picture in chain([first], pictures):
         original = to_array(center_crop(picture, size))
         reconstruction, codes = reconstruct(tokenizer, original, device=device)
@@ -59,16 +59,25 @@ def run(arguments: argparse.Namespace) -> int:
             shown = tile([np.stack([original, reconstruction])], columns=2)
         write_atomic(target, png_bytes(shown))
         values.append(picture_psnr(original, reconstruction))
-        note = "" if picture.size == (size, size) else f", cropped from {picture.width}x{picture.height}"
+        if of_one_colour(reconstruction) and not of_one_colour(original):
+            blank.append(path)
+        how = "resized" if picture.width == picture.height else "cropped"
+        note = "" if picture.size == (size, size) else f", {how} from {picture.width}x{picture.height}"
         print(
             f"{path}: PSNR {values[-1]:.2f} dB, {codes.numel()} codes ({codes.unique().numel()} different), "
             f"{size}x{size}{note} -> {target}"
         )
     if len(values) > 1:
         print(f"mean PSNR of {len(values)} pictures: {sum(values) / len(values):.2f} dB")
+    if blank:
+        print(
+            f"{len(blank)} of {len(values)} pictures came back in one colour, first {blank[0]}: the weights are broken "
+            f"or not this model's. Try: tokenflow doctor --model {arguments.tokenizer}",
+            file=sys.stderr,
+        )
     for fault in faults:
         print(f"left out: {fault}", file=sys.stderr)
-    return 1 if faults else 0
+    return 1 if faults or blank else 0
 
 
 def picture_files(paths: list[Path], written: Path) -> list[Path]:
@@ -105,6 +114,11 @@ def reconstruct(
     codes = tokenizer.encode(to_tensor(torch.from_numpy(original)[None]).to(device))
     reconstruction = reconstruct_uint8(tokenizer.decode(codes))[0]
     return reconstruction.permute(1, 2, 0).cpu().numpy(), codes[0].cpu()
+
+
+def of_one_colour(picture: Picture) -> bool:
+    """Whether a uint8 picture [H, W, 3] is black, grey or any one colour, but for noise of a level or two."""
+    return bool(picture.std(axis=(0, 1)).max() < 2.5)
 
 
 def picture_psnr(original: Picture, reconstruction: Picture) -> float:

@@ -6,10 +6,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
 from tokenflow import TextToImage, TokenFlowTokenizer
+from tokenflow.data.shapes import SceneSampler, draw
 from tokenflow.data.transforms import center_crop, to_array, to_tensor
 from tokenflow.doctor.agreement import compare_with_teacher_forcing, round_trip_of_codes
 from tokenflow.doctor.findings import GIB, Finding, findings, first_line
@@ -55,11 +57,13 @@ def tokenizer(folder: str | Path) -> Iterator[Finding]:
     try:
         model = TokenFlowTokenizer.from_pretrained(folder).eval().to(device)
         size = model.config.image_size
-        images = torch.zeros(1, 3, size, size, device=device)
+        drawn = np.stack([draw(SceneSampler(0, "seen")[index], size) for index in range(2)])
+        images = to_tensor(torch.from_numpy(drawn)).to(device)
         codes = model.encode(images)
         begin = time.perf_counter()
-        finite = bool(torch.isfinite(model.reconstruct(images)).all())
+        pictures = model.reconstruct(images[:1])
         seconds = time.perf_counter() - begin
+        wrong = _what_is_wrong(torch.cat([pictures, model.reconstruct(images[1:])]))
     except (ValueError, OSError, RuntimeError) as error:
         yield found("load", "broken", first_line(error), "give the folder that a pipeline or import-checkpoint wrote")
         return
@@ -69,10 +73,24 @@ def tokenizer(folder: str | Path) -> Iterator[Finding]:
     )
     yield found(
         "round trip",
-        "ok" if finite else "broken",
-        f"{seconds:.2f} s a picture on {device}, {'finite' if finite else 'not finite'}",
-        "" if finite else "the weights hold NaN or infinity: export an earlier checkpoint",
+        "broken" if wrong else "ok",
+        f"{seconds:.2f} s a picture on {device}, {wrong[0] if wrong else 'finite, two pictures come back different'}",
+        wrong[1] if wrong else "",
     )
+
+
+def _what_is_wrong(pictures: torch.Tensor) -> tuple[str, str] | None:
+    """(what is wrong with reconstructions [2, 3, S, S] of two different pictures, what to do); None if they may be."""
+    if not torch.isfinite(pictures).all():
+        return "not finite", "the weights hold NaN or infinity: export an earlier checkpoint"
+    if pictures.flatten(2).std(dim=2).max() < 0.02:
+        return (
+            f"all of one colour (mean {pictures.mean():.2f} of -1 to 1)",
+            "the decoder's weights are broken or missing",
+        )
+    if (pictures[0] - pictures[1]).abs().max() < 0.02:
+        return "two pictures come back the same", "the encoder's or the codebook's weights are broken or missing"
+    return None
 
 
 def text_to_image(folder: str | Path, *, overfit_on: OverfitChoice | None = None) -> Iterator[Finding]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenflow.language.config import LanguageConfig
 from tokenflow.language.lazy_tensors import LazyTensors, open_tensors
+from tokenflow.nn.folder import read_description
 
 _FAMILIES = {
     "llama": "llama",
@@ -91,7 +91,7 @@ def load_hf_language(source: str | Path, *, revision: str | None = None, token: 
         ValueError: The source is neither a folder nor a hub id in reach, or holds another architecture.
     """
     folder = _find(source, revision=revision, token=token)
-    config = language_config(json.loads((folder / "config.json").read_text()))
+    config = language_config(read_description(folder, key="model_type", hint=" Give a Llama or Qwen2 of transformers."))
     stored = open_tensors(folder)
     # Buffers that old checkpoints carry; the frequencies come from the configuration.
     named = stored.renamed(lambda name: None if name.endswith("rotary_emb.inv_freq") else name.removeprefix("model."))

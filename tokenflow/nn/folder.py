@@ -30,7 +30,7 @@ _KINDS = {
     "generator": "a model that paints: `tokenflow generate`, TextToImage",
     "multimodal": "a model that sees: `tokenflow chat`, ImageToText",
     "tokenizer": "an image tokenizer: `tokenflow reconstruct`, TokenFlowTokenizer",
-    "teacher": "a teacher: for `model.pretrained` and `teacher.pretrained` of tokenizer_pretrain",
+    "teacher": "a teacher, which `model.pretrained` and `teacher.pretrained` of tokenizer_pretrain take",
 }
 
 
@@ -170,6 +170,8 @@ def read_description(directory: Path, *, key: str, hint: str = "") -> dict[str, 
     if not path.is_file():
         inside = directory / "model"
         meant = f" Did you mean {inside}?" if (inside / CONFIG_FILE).is_file() else ""
+        if (directory / "open_clip_config.json").is_file():
+            meant = f" It is {_KINDS['teacher']}."
         raise FileNotFoundError(
             f"{directory} is not a {key} folder: {CONFIG_FILE} is missing (a save that was interrupted leaves it out). "
             f"Expected what `save_pretrained` writes; it holds {_listing(directory)}.{meant}"
@@ -183,6 +185,8 @@ def read_description(directory: Path, *, key: str, hint: str = "") -> dict[str, 
         if isinstance(description, dict):
             found = sorted(description)[:6]
             this = next((f" It is {kind}." for other, kind in _KINDS.items() if other in description), "")
+            if "model_type" in description:
+                this = f" It is a {description['model_type']} of transformers: `--language` of mllm_align takes those."
         raise ValueError(
             f"{path} has no key {key!r}, but {found}.{this} Expected what `save_pretrained` of a {key} writes.{hint}"
         )

@@ -73,6 +73,9 @@ def _load(path: Path) -> object:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(2)
+        pointer = start + file.read(40)
+    if pointer.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a pointer of Git LFS, not the file. In its repository: git lfs pull")
     zipped = zipfile.is_zipfile(path)
     if size == 0 or (start == b"PK" and not zipped):
         state = "empty" if size == 0 else "cut off"

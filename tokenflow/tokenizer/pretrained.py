@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import tempfile
 from collections.abc import Mapping
@@ -30,6 +31,9 @@ from tokenflow.tokenizer.state_dict import Entry, rename_to_ours, tower_table
 if TYPE_CHECKING:
     from tokenflow.tokenizer.model import TokenFlowTokenizer
     from tokenflow.tokenizer.teachers import Teacher, TeacherConfig
+
+logger = logging.getLogger(__name__)
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def pretrained_weights(config: TokenizerConfig) -> dict[str, Tensor]:
@@ -212,6 +216,13 @@ def load_tokenizer(
     with unchanged(directory):
         config, teacher = read_tokenizer_config(directory)
         state = read_weights(directory, device=device)
+    halves = {str(value.dtype).removeprefix("torch.") for value in state.values() if value.dtype in _HALF}
+    if halves:
+        logger.warning(
+            "%s holds %s weights, used as float32: their codes differ from those of the model that was trained.",
+            *(directory, " and ".join(sorted(halves))),
+        )
+        state = {name: value.float() if value.dtype in _HALF else value for name, value in state.items()}
     with torch.device("meta"):
         model = cls(config)
     assign_weights(model, state, source=str(directory))
