@@ -120,6 +120,19 @@ def test_text_is_encoded_the_same_for_training_and_sampling(model):
     assert field.encode("") == [model.text_tokenizer.bos_token_id]
 
 
+def test_another_decoder_is_welcome_and_other_codes_are_told(model, tmp_path, caplog):
+    model.save_pretrained(tmp_path / "model")
+    other = TokenFlowTokenizer.from_pretrained(tmp_path / "model" / "image_tokenizer")
+    for weight in other.pixel_decoder.parameters():
+        weight.data += 1
+    TextToImage.from_pretrained(tmp_path / "model", tokenizer=other)
+    assert caplog.messages == []
+    other.quantizer.quantizer.codebook_1.data += 1
+    TextToImage.from_pretrained(tmp_path / "model", tokenizer=other)
+    (message,) = caplog.messages
+    assert "has other codebooks than" in message and "image_tokenizer, with which the model was trained" in message
+
+
 def test_saved_and_loaded_it_paints_the_same(model, tmp_path):
     model.save_pretrained(tmp_path / "model")
     again = TextToImage.from_pretrained(tmp_path / "model")

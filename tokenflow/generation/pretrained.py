@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 from tokenflow.generation.config import GeneratorConfig
 from tokenflow.generation.model import Generator
 from tokenflow.language.text_tokenizer import load_text_tokenizer
-from tokenflow.nn.composed_folder import TEXT_FOLDER, ImageTokenizer, chosen_tokenizer, load_composed, save_composed
+from tokenflow.nn.composed_folder import (
+    TEXT_FOLDER,
+    ImageTokenizer,
+    chosen_tokenizer,
+    load_composed,
+    save_composed,
+    warn_of_other_codes,
+)
 from tokenflow.nn.folder import MAX_SHARD_SIZE
 from tokenflow.tokenizer.config import from_dict, to_dict
 from tokenflow.tokenizer.model import TokenFlowTokenizer
@@ -54,10 +61,13 @@ def load_text_to_image(
         build=lambda description: Generator(from_dict(GeneratorConfig, description)),
         **hub,
     )
-    tokenizer = chosen_tokenizer(tokenizer, named, directory=directory)
+    chosen = chosen_tokenizer(tokenizer, named, directory=directory)
     reads_text = generator.config.prompt == "text"
     text_tokenizer = load_text_tokenizer(directory / TEXT_FOLDER) if reads_text else None
-    return cls(generator, tokenizer=tokenizer, text_tokenizer=text_tokenizer)
+    model = cls(generator, tokenizer=chosen, text_tokenizer=text_tokenizer)
+    if tokenizer is not None:
+        warn_of_other_codes(model.tokenizer, named)
+    return model
 
 
 def _card(model: TextToImage) -> str:

@@ -5,6 +5,7 @@ The image tokenizer lies in the folder as a copy, or is named by where it was lo
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -25,6 +26,8 @@ from tokenflow.nn.folder import (
     save_folder,
     unchanged,
 )
+
+logger = logging.getLogger(__name__)
 
 TEXT_FOLDER = "text_tokenizer"
 IMAGE_FOLDER = "image_tokenizer"
@@ -146,3 +149,17 @@ def chosen_tokenizer(given: Any | None, named: str | Path | None, *, directory: 
     if given is None and named is None:
         raise ValueError(f"{directory} names no image tokenizer. Pass tokenizer= (a folder, or a TokenFlowTokenizer).")
     return named if given is None else given
+
+
+def warn_of_other_codes(tokenizer: nn.Module, named: str | Path | None) -> None:
+    """Warn where an image tokenizer in place of a folder's own has other codebooks: another decoder has the same."""
+    if named is None or not (Path(named) / CONFIG_FILE).is_file():
+        return
+    found = tokenizer.state_dict()
+    own = {name: value for name, value in read_weights(Path(named)).items() if ".codebook_" in name}
+    if any(name not in found or not torch.equal(found[name].cpu(), value.float()) for name, value in own.items()):
+        logger.warning(
+            "this image tokenizer has other codebooks than %s, with which the model was trained: its codes mean other "
+            "things. Give that one, or one of which the decoder alone is another.",
+            named,
+        )

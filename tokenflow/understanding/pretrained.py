@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tokenflow.language.text_tokenizer import load_text_tokenizer
-from tokenflow.nn.composed_folder import TEXT_FOLDER, ImageTokenizer, chosen_tokenizer, load_composed, save_composed
+from tokenflow.nn.composed_folder import (
+    TEXT_FOLDER,
+    ImageTokenizer,
+    chosen_tokenizer,
+    load_composed,
+    save_composed,
+    warn_of_other_codes,
+)
 from tokenflow.nn.folder import (
     MAX_SHARD_SIZE,
     assign_weights,
@@ -67,8 +74,11 @@ def load_image_to_text(
         build=lambda description: MultimodalModel(from_dict(UnderstandingConfig, description)),
         **hub,
     )
-    tokenizer = chosen_tokenizer(tokenizer, named, directory=directory)
-    return cls(model, tokenizer=tokenizer, text_tokenizer=load_text_tokenizer(directory / TEXT_FOLDER))
+    chosen = chosen_tokenizer(tokenizer, named, directory=directory)
+    found = cls(model, tokenizer=chosen, text_tokenizer=load_text_tokenizer(directory / TEXT_FOLDER))
+    if tokenizer is not None:
+        warn_of_other_codes(found.tokenizer, named)
+    return found
 
 
 def save_tower(tower: Tower, directory: Path) -> Path:
