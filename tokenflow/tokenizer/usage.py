@@ -112,8 +112,8 @@ class CodebookUsage:
             f"codebook is collapsing: {figures['dead_codes']:.0f} of {self.codebook_size} codes were not used by the "
             f"last {tokens:.0f} tokens (usage {figures['usage']:.3f}, evenly used codes would show {reachable:.3f}; "
             f"perplexity {figures['perplexity']:.1f}). Lower the learning rate, warm up longer, raise "
-            "commitment_weight or entropy_weight, or use a smaller codebook_size. With few pictures, or much alike, it is "
-            "no fault: they need no more codes."
+            "commitment_weight or entropy_weight, or use a smaller codebook_size. With few or like pictures it is "
+            "no fault: those need no more codes."
         )
 
     def state_dict(self) -> dict[str, Tensor]:
