@@ -1,3 +1,4 @@
+import os
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,19 @@ def test_a_reader_that_has_seen_enough_is_no_error(words):
     assert shown.wait() == 0
     assert b"error" not in shown.stderr.read().lower()
     shown.stderr.close()
+
+
+def test_a_pipe_that_breaks_elsewhere_is_an_error(monkeypatch, capsys):
+    def run(arguments):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    module = SimpleNamespace(add_arguments=lambda parser: None, run=run)
+    monkeypatch.setitem(sys.modules, "tokenflow.commands.failing", module)
+    with open(os.devnull, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        command = Command(name="fail", summary="fails", module="tokenflow.commands.failing")
+        assert main(["fail"], commands=[command]) == 2
+    assert "Broken pipe" in capsys.readouterr().err
 
 
 def test_no_command_and_unknown_command_exit_two(capsys):

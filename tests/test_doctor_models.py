@@ -89,7 +89,7 @@ def test_too_few_steps_are_a_failure_with_its_cause(folder, scene):
 
 
 @pytest.mark.parametrize(
-    ("part", "words"), [("pixel_decoder", "all of one colour"), ("encoders", "two pictures come back the same")]
+    ("part", "words"), [("pixel_decoder", "every picture is constant"), ("encoders", "all pictures are the same")]
 )
 def test_a_tokenizer_whose_pictures_are_blank_or_alike_is_broken(tmp_path, part, words):
     torch.manual_seed(0)

@@ -7,13 +7,13 @@ A subcommand is a line in `COMMANDS` and a module with two functions: `add_argum
 import argparse
 import difflib
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from tokenflow import __version__
+from tokenflow.config import reader_has_left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +151,9 @@ def main(argv: Sequence[str] | None = None, *, commands: Sequence[Command] = COM
         code = int(module.run(parsed) or 0)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:
-        # `... | head`: who reads has seen enough. Nothing may be left for the interpreter to flush at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (ValueError, OSError) as error:
+        if reader_has_left(error):
+            return 0
         # What a user can mend is said in one line; anything else is a fault of ours and keeps its traceback.
         print(f"error: {_in_words(error)}", file=sys.stderr)
         return 2

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -91,6 +92,22 @@ def parse(
     return Parsed(recipe, launch)
 
 
+def reader_has_left(error: BaseException) -> bool:
+    """Whether an error means no more than that nobody reads standard output any more, as in `... --dry_run | head`.
+
+    A pipe may break elsewhere (a worker, a server), and that is an error. If it is this one, no more is printed.
+    """
+    if not isinstance(error, BrokenPipeError):
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    # else the interpreter would fail on what is left when it ends
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
 def run_command(main: Callable[[], int]) -> NoReturn:
     """End the process with `main`'s exit code; what a user can mend (ValueError, OSError) is one line and exit code 2.
 
@@ -102,11 +119,9 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     try:
         code = main()
         sys.stdout.flush()
-    except BrokenPipeError:
-        # `... --dry_run | head`: who reads has seen enough. Nothing may be left to flush at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0 if ranks == 1 else 1
     except Exception as error:
+        if ranks == 1 and reader_has_left(error):
+            sys.exit(0)
         expected = isinstance(error, ValueError | OSError) and os.environ.get("TOKENFLOW_TRACEBACK") != "1"
         if not expected and ranks == 1:
             raise

@@ -1,5 +1,4 @@
 import os
-import re
 import signal
 
 import pytest
@@ -111,24 +110,3 @@ def test_a_signal_saves_and_a_second_start_equals_the_unbroken_run(tmp_path, num
     after, state = train_regression(tmp_path / "stopped", stage=1, poison=[])
     assert state.step == 8 and len(after) == 4
     assert all(same(one, two) for one, two in zip(unbroken, before + after, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        (torch.full((4, 3, 8, 8), -1.0), "constant .black"),
-        (torch.full((4, 3, 8, 8), 1.0), "constant .white"),
-        (torch.zeros(4, 3, 8, 8) + 0.01 * torch.randn(4, 3, 8, 8), "constant .grey"),
-        (torch.tensor([1.0, -1.0, 0.0])[None, :, None, None].expand(2, 3, 8, 8), "constant .of one colour"),
-        (torch.full((2, 3, 8, 8), float("nan")), "NaN"),
-        (torch.randn(1, 3, 8, 8).expand(4, 3, 8, 8), "all pictures are the same"),
-        (torch.randn(4, 3, 8, 8), None),
-    ],
-)
-def test_the_alarm_tells_constant_pictures_from_pictures(images, message):
-    alarm = train.constant_image_alarm(images)
-    if message is None:
-        assert alarm is None
-    else:
-        assert re.search(message, alarm)
-        assert "Likely causes" in alarm

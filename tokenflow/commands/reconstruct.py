@@ -16,6 +16,7 @@ from tokenflow.commands.targets import check_folder
 from tokenflow.data.folders import FolderSource
 from tokenflow.data.samples import BadSample
 from tokenflow.data.transforms import center_crop, decode_image, to_array, to_tensor
+from tokenflow.evaluation.blank_pictures import fault_of_pictures
 from tokenflow.evaluation.grid import Picture, tile
 from tokenflow.evaluation.measure import png_bytes, write_atomic
 from tokenflow.evaluation.reconstruction import psnr, reconstruct_uint8
@@ -117,8 +118,8 @@ def reconstruct(
 
 
 def of_one_colour(picture: Picture) -> bool:
-    """Whether a uint8 picture [H, W, 3] is black, grey or any one colour, but for noise of a level or two."""
-    return bool(picture.std(axis=(0, 1)).max() < 2.5)
+    """Whether a uint8 picture [H, W, 3] is black, grey or any one colour."""
+    return fault_of_pictures(to_tensor(torch.from_numpy(picture)[None])) is not None
 
 
 def picture_psnr(original: Picture, reconstruction: Picture) -> float:

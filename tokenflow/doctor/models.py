@@ -17,6 +17,7 @@ from tokenflow.doctor.agreement import compare_with_teacher_forcing, round_trip_
 from tokenflow.doctor.findings import GIB, Finding, findings, first_line
 from tokenflow.doctor.overfit import available_memory, memory_needed, overfit
 from tokenflow.doctor.seeing import image_to_text
+from tokenflow.evaluation.blank_pictures import fault_of_pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ def tokenizer(folder: str | Path) -> Iterator[Finding]:
         begin = time.perf_counter()
         pictures = model.reconstruct(images[:1])
         seconds = time.perf_counter() - begin
-        wrong = _what_is_wrong(torch.cat([pictures, model.reconstruct(images[1:])]))
+        fault = fault_of_pictures(torch.cat([pictures, model.reconstruct(images[1:])]))
     except (ValueError, OSError, RuntimeError) as error:
         yield found("load", "broken", first_line(error), "give the folder that a pipeline or import-checkpoint wrote")
         return
@@ -73,24 +74,10 @@ def tokenizer(folder: str | Path) -> Iterator[Finding]:
     )
     yield found(
         "round trip",
-        "broken" if wrong else "ok",
-        f"{seconds:.2f} s a picture on {device}, {wrong[0] if wrong else 'finite, two pictures come back different'}",
-        wrong[1] if wrong else "",
+        "broken" if fault else "ok",
+        f"{seconds:.2f} s a picture on {device}, {fault.what if fault else 'finite, two pictures come back different'}",
+        f"likely: {fault.likely}" if fault else "",
     )
-
-
-def _what_is_wrong(pictures: torch.Tensor) -> tuple[str, str] | None:
-    """(what is wrong with reconstructions [2, 3, S, S] of two different pictures, what to do); None if they may be."""
-    if not torch.isfinite(pictures).all():
-        return "not finite", "the weights hold NaN or infinity: export an earlier checkpoint"
-    if pictures.flatten(2).std(dim=2).max() < 0.02:
-        return (
-            f"all of one colour (mean {pictures.mean():.2f} of -1 to 1)",
-            "the decoder's weights are broken or missing",
-        )
-    if (pictures[0] - pictures[1]).abs().max() < 0.02:
-        return "two pictures come back the same", "the encoder's or the codebook's weights are broken or missing"
-    return None
 
 
 def text_to_image(folder: str | Path, *, overfit_on: OverfitChoice | None = None) -> Iterator[Finding]:

@@ -19,13 +19,12 @@ from tokenflow.nn.folder import (
     CONFIG_FILE,
     MAX_SHARD_SIZE,
     assign_weights,
-    find_folder,
-    push_folder,
     read_description,
     read_weights,
     save_folder,
     unchanged,
 )
+from tokenflow.nn.hub import find_folder, push_folder
 
 logger = logging.getLogger(__name__)
 

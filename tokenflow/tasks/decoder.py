@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tokenflow.config import Launch
 from tokenflow.data import to_uint8
+from tokenflow.evaluation.blank_pictures import constant_image_alarm
 from tokenflow.evaluation.grid import reconstruction_grid
 from tokenflow.nn.fingerprint import fingerprint
 from tokenflow.nn.grow import grow_decoder
@@ -25,7 +26,7 @@ from tokenflow.tasks.stage import engine_options
 from tokenflow.tokenizer.decoders import PixelDecoder
 from tokenflow.tokenizer.model import TokenFlowTokenizer
 from tokenflow.tokenizer.teachers import Teacher, build_teacher
-from tokenflow.train import Engine, Engines, EvalResult, Metrics, TrainState, constant_image_alarm, distributed
+from tokenflow.train import Engine, Engines, EvalResult, Metrics, TrainState, distributed
 
 logger = logging.getLogger(__name__)
 

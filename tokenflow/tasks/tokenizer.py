@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tokenflow.config import Launch
 from tokenflow.data import to_uint8
+from tokenflow.evaluation.blank_pictures import constant_image_alarm
 from tokenflow.evaluation.grid import reconstruction_grid
 from tokenflow.tasks.pixels import DISCRIMINATOR, PixelObjective, batch_psnr, discriminator_engine, mean_psnr
 from tokenflow.tasks.stage import engine_options
@@ -31,7 +32,6 @@ from tokenflow.train import (
     EvalResult,
     Metrics,
     TrainState,
-    constant_image_alarm,
     distributed,
 )
 

@@ -21,7 +21,8 @@ from tokenflow.language.hf import HfLanguage, load_hf_language
 from tokenflow.language.lazy_tensors import open_tensors
 from tokenflow.language.text_tokenizer import load_text_tokenizer
 from tokenflow.nn.composed_folder import TEXT_FOLDER
-from tokenflow.nn.folder import find_folder, read_description
+from tokenflow.nn.folder import read_description
+from tokenflow.nn.hub import find_folder
 from tokenflow.tasks.conversation_batches import (
     EvaluationConversations,
     PrepareConversation,

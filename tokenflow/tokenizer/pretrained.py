@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from tokenflow.nn.folder import (
     MAX_SHARD_SIZE,
     assign_weights,
-    find_folder,
-    push_folder,
     read_description,
     read_weights,
     save_folder,
     unchanged,
 )
+from tokenflow.nn.hub import find_folder, push_folder
 from tokenflow.nn.vision_transformer import VisionTransformerConfig
 from tokenflow.tokenizer.card import model_card
 from tokenflow.tokenizer.config import EncoderKind, TokenizerConfig, from_dict, to_dict

@@ -7,7 +7,7 @@ from tokenflow.train.checkpoint import MAY_CHANGE, Checkpoints
 from tokenflow.train.checkpoint_files import find_checkpoint
 from tokenflow.train.config import TrainConfig, merge_deepspeed_config, offload_device, zero_stage
 from tokenflow.train.engine import Engine, frozen
-from tokenflow.train.guards import NonFiniteError, StopSignal, constant_image_alarm
+from tokenflow.train.guards import NonFiniteError, StopSignal
 from tokenflow.train.hang import EXIT_HUNG, HangWatch
 from tokenflow.train.hooks import ConsoleProgress, Hook
 from tokenflow.train.loop import evaluate, fit
@@ -42,7 +42,6 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "TrainState",
-    "constant_image_alarm",
     "decay_matrices_only",
     "estimate_memory",
     "evaluate",

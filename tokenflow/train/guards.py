@@ -1,4 +1,4 @@
-"""What keeps a long run from dying or from training on rubbish: non-finite steps, constant pictures, stop signals."""
+"""What keeps a long run from dying or from training on rubbish: non-finite steps, stop signals."""
 
 from __future__ import annotations
 
@@ -57,44 +57,6 @@ class StepGuard:
         values = distributed.max_over_ranks(row).tolist()
         bad = tuple(name for name, value in zip(flags, values[1:], strict=True) if value > 0)
         return Verdict(non_finite=bad, stop=values[0] > 0)
-
-
-def constant_image_alarm(images: Tensor, *, tolerance: float = 0.02) -> str | None:
-    """Say so when pictures are constant or all alike, with the likely causes.
-
-    Args:
-        images: float [B, 3, H, W] in [-1, 1].
-        tolerance: Standard deviation below which a picture counts as constant.
-
-    Returns:
-        A message, or None when the pictures look like pictures.
-    """
-    values = images.detach().float()
-    if not torch.isfinite(values).all():
-        return (
-            "the pictures hold NaN or infinity. Likely causes: too high a learning rate, a loss computed in bf16, "
-            "or weights that were never loaded."
-        )
-    within = values.flatten(2).std(dim=2).amax(dim=1)
-    if (within < tolerance).all():
-        level = values.mean().item()
-        kind = "black" if level < -0.9 else "white" if level > 0.9 else "grey" if _is_grey(values) else "of one colour"
-        return (
-            f"every picture is constant ({kind}, mean {level:.2f}). Likely causes: the codebook collapsed (look at "
-            "usage), the adversarial loss came in too early or too strong, the learning rate is too high, or the "
-            "decoder's output is clipped."
-        )
-    if values.shape[0] > 1 and (values - values.mean(dim=0)).abs().max() < tolerance:
-        return (
-            "all pictures are the same, whatever goes in. Likely causes: the codebook collapsed to a few codes (look "
-            "at usage), or the decoder ignores its input."
-        )
-    return None
-
-
-def _is_grey(values: Tensor) -> bool:
-    channels = values.mean(dim=(0, 2, 3))
-    return bool((channels.max() - channels.min()) < 0.1)
 
 
 class StopSignal:

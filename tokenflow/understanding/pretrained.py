@@ -20,12 +20,12 @@ from tokenflow.nn.composed_folder import (
 from tokenflow.nn.folder import (
     MAX_SHARD_SIZE,
     assign_weights,
-    find_folder,
     read_description,
     read_weights,
     save_folder,
     unchanged,
 )
+from tokenflow.nn.hub import find_folder
 from tokenflow.tokenizer.config import from_dict, to_dict
 from tokenflow.tokenizer.model import TokenFlowTokenizer
 from tokenflow.tokenizer.teachers import Teacher, TeacherConfig, is_teacher_folder, teacher_tower
